@@ -31,7 +31,7 @@ class UserError(ValueError):
 def seed_everything(
     seed: int,  # 0 to 2**32 - 1
 ) -> np.random.Generator:  # a fresh generator with the same seed, to be passed to functions
-    "Seed Python, NumPy and, if it is loaded, torch on every device; fix the hash salt of child processes."
+    "Seed Python, NumPy and (if loaded) torch on every device; fix the hash salt of children."
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be between 0 and 2**32 - 1, not {seed}")
     os.environ["PYTHONHASHSEED"] = str(seed)
@@ -45,10 +45,11 @@ def seed_everything(
 def device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1" or "mps"
 ):  # -> torch.device
-    "The device to compute on; `auto` prefers cuda, then mps, then cpu. Raises UserError if it is absent."
+    "The device to compute on; `auto` prefers cuda, then mps. Raises UserError if it is absent."
     import torch
 
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    mps = torch.backends.mps.is_available()
+    present = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
         name = next(kind for kind, here in present.items() if here)
     if not present.get(name.split(":")[0], False):
@@ -99,10 +100,10 @@ def resource(
     path: str,  # relative, starting with "data/" or "nbs/"
 ) -> Path:  # may not exist
     "A file of the project: beside the package in a checkout, inside it in an installed wheel."
-    package = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd().parent / "ftnb"
-    beside = package.parent / path
+    here = globals().get("__file__", Path.cwd().parent / "ftnb" / "core.py")
+    package = Path(here).resolve().parent
     if (package.parent / "settings.ini").exists():
-        return beside
+        return package.parent / path
     top, _, rest = path.partition("/")
     return package / f"_{top}" / rest
 
@@ -114,7 +115,8 @@ def atomic_path(
     "Give a temporary path to write to; rename it to `path` on success, remove it on any failure."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=path.suffix)
+    prefix, suffix = f".{path.name[:60]}.", path.suffix
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -152,7 +154,7 @@ def text_digest(*texts: str) -> str:
 
 # %% ../nbs/00_core.ipynb #f66dfa3a
 class Cost:
-    "Measure a block: `.seconds` (wall clock) and `.peak_mb` (most resident memory above the start, MB)."
+    "Measure a block: `.seconds` (wall clock) and `.peak_mb` (resident memory above the start)."
 
     def __init__(self, every: float = 0.005):  # seconds between two looks at the memory
         import psutil
@@ -183,17 +185,16 @@ class Cost:
 
 # %% ../nbs/00_core.ipynb #6db7d066
 def environment() -> dict:  # plain strings and integers, ready for JSON
-    "What a result depends on beside code and data: versions of libraries, processor, cores, device."
-    names = ("numpy", "scipy", "scikit-learn", "numba", "torch", "transformers", "tokenizers", "papermill")
-    versions = {"python": platform.python_version(), "ftnb": _version("ftnb")}
-    versions |= {name: _version(name) for name in names}
+    "What a result depends on beside code and data: versions, processor, cores, threads, device."
+    names = "ftnb numpy scipy scikit-learn numba torch transformers papermill".split()
     torch = sys.modules.get("torch")
+    versions = {name: _version(name) for name in names}
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | versions,
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or (torch.get_num_threads() if torch else os.cpu_count()),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
         "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
     }
 
@@ -251,7 +252,7 @@ def rejects(
     checker,  # the checker under test
     *wrong,  # answers that are known to be wrong
 ) -> bool:
-    "True if `checker` refuses every wrong answer, be it by an assertion or because the answer fails."
+    "True if `checker` refuses every wrong answer, by an assertion or because the answer fails."
     for answer in wrong:
         try:
             checker(answer)
