@@ -90,7 +90,7 @@ def _read(notebook: Path):
     try:
         return nbformat.read(notebook, as_version=4)
     except Exception as e:
-        raise UserError(f"{notebook} is not a notebook that can be read ({type(e).__name__})") from e
+        raise UserError(f"{notebook} cannot be read as a notebook ({type(e).__name__})") from e
 
 # %% ../nbs/04_runs.ipynb #5e9aeb4c
 def size_parameters(
@@ -140,7 +140,7 @@ def git_state(
         return {"commit": commit, "dirty": bool(git("status", "--porcelain")) if commit else None}
     return {"commit": None, "dirty": None}
 
-
+# %% ../nbs/04_runs.ipynb #af8d2317
 def make_record(notebook: Path, parameters: dict, executed, seconds: float) -> dict:
     "Everything that somebody needs to repeat and to judge a run, as JSON values."
     values = recorded(executed)
@@ -223,7 +223,7 @@ def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
     except PapermillExecutionError as e:
         raise NotebookFailed(target, e.ename, e.evalue) from None
 
-
+# %% ../nbs/04_runs.ipynb #cf5b02dc
 @contextlib.contextmanager
 def _environment(**values: str):
     "Set environment variables for a block, so that a child process inherits them."
