@@ -45,7 +45,7 @@ render: .venv/.ready  ## write the outputs of a smoke-size run into the notebook
 
 export: .venv/.ready  ## notebooks -> ftnb/ and README.md
 	$(BIN)/nbdev_export
-	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output-dir . --output README nbs/index.ipynb
 	@sed -i.bak -E 's#\]\(([0-9]{2}_|sizes/)#](nbs/\1#g; s#\]\(\.\./#](#g' README.md && rm README.md.bak
 
 clean: .venv/.ready  ## strip counters and metadata from the notebooks

@@ -1,4 +1,4 @@
-"""Compare outputs of an executed notebook with the committed ones: words exactly, numbers nearly."""
+"""Compare the outputs of two runs of a notebook: words exactly, numbers with a tolerance."""
 
 import math
 import re
@@ -22,15 +22,15 @@ def cell_text(cell) -> str:
 
 
 def difference(committed: str, executed: str, tolerance: float) -> str | None:
-    "None if the words are equal and each number is within the relative tolerance; else what differs."
+    "None if the words are equal and the numbers nearly (relative tolerance); else what differs."
     words = [NUMBER.sub("#", t).split() for t in (committed, executed)]
     if words[0] != words[1]:
         for a, b in zip(*words, strict=False):
             if a != b:
                 return f"{a!r} was committed, {b!r} came out"
         return f"{len(words[0])} words were committed, {len(words[1])} came out"
-    numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(t)] for t in (committed, executed)]
-    for a, b in zip(*numbers, strict=True):
+    values = [NUMBER.findall(t.replace(",", "")) for t in (committed, executed)]
+    for a, b in zip(*(map(float, found) for found in values), strict=True):
         if not math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-5):
             return f"{a} was committed, {b} came out"
     return None
