@@ -217,6 +217,14 @@ def _macro_f1_of_counts(y, p, drawn) -> np.ndarray:
     return np.array(scores)
 
 
+def _kinds(*labels) -> tuple:
+    "The kinds of items (codes, m) in aligned label arrays, and how many items are of each (m,)."
+    classes, codes = _codes(*labels)
+    shape = (len(classes),) * len(codes)
+    cells, counts = np.unique(np.ravel_multi_index(codes, shape), return_counts=True)
+    return np.array(np.unravel_index(cells, shape)), counts
+
+
 def _draw_counts(counts, n, rng, block=1_000_000):
     "Yield blocks (r, m) of multinomial counts, n rows in all, `block` numbers at most in each."
     rows = max(1, block // len(counts))
@@ -232,7 +240,7 @@ def _resampled(metric, y, predictions, n, rng) -> np.ndarray:
         return np.array([[metric(y[i], p[i]) for p in predictions] for i in draws], dtype=float)
     if metric is accuracy:  # only right or wrong matters: at most 2 or 4 kinds of items
         y, predictions = np.ones(len(y), int), [(p == y).astype(int) for p in predictions]
-    kinds, counts = np.unique(_codes(y, *predictions)[1], axis=1, return_counts=True)
+    kinds, counts = _kinds(y, *predictions)
     blocks = [[of_counts(kinds[0], p, drawn) for p in kinds[1:]]
               for drawn in _draw_counts(counts, n, rng)]
     return np.concatenate(blocks, axis=1).T
