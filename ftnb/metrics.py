@@ -216,7 +216,7 @@ def _macro_f1_of_counts(y, p, drawn) -> np.ndarray:
         scores.append(_ratio(2 * hits, predicted + actual).sum() / ((predicted + actual) > 0).sum())
     return np.array(scores)
 
-
+# %% ../nbs/03_metrics.ipynb #66a06e1e
 def _kinds(*labels) -> tuple:
     "The kinds of items (codes, m) in aligned label arrays, and how many items are of each (m,)."
     classes, codes = _codes(*labels)
