@@ -39,7 +39,7 @@ def decay_groups(
     model: torch.nn.Module,
     weight_decay: float,  # for tensors of two or more dimensions
 ) -> list[dict]:  # parameter groups for a torch optimiser, none empty
-    "Decay matrices; spare biases, gains of norms and sparse embeddings. Frozen weights are left out."
+    "Decay matrices; spare biases, gains of norms and sparse embeddings; leave out frozen weights."
     trained = [p for p in model.parameters() if p.requires_grad]
     spared = {id(p) for p in trained if p.ndim < 2} | sparse_weights(model)
     groups = [
@@ -55,7 +55,7 @@ def make_optimizers(
     lr: float,
     weight_decay: float,
 ) -> list[torch.optim.Optimizer]:  # two, if sparse and dense weights stand side by side
-    "The torch optimisers behind a name; `sparse_adam` gives dense weights to AdamW. Raises UserError."
+    "The torch optimisers behind a name; `sparse_adam` gives dense weights to AdamW."
     groups, sparse = decay_groups(model, weight_decay), sparse_weights(model)
     if not groups:
         raise UserError("the model has no weights to train: every parameter is frozen")
@@ -441,7 +441,7 @@ def _validate(run, validate):
                 _save_best(run)
     h.stopped_early = patience is not None and run.epoch - h.best["epoch"] >= patience
 
-
+# %% ../nbs/05_train.ipynb #bb170334
 def _plain(named: dict) -> dict:
     "Arrays and NumPy numbers as lists and numbers, as they will come back from JSON."
     return json.loads(json.dumps(named, default=lambda x: x.tolist()))
@@ -491,8 +491,10 @@ def _all_epochs(run, validate, show):
     run.model.eval()
 
 # %% ../nbs/05_train.ipynb #0574ccc9
-_KEPT = ("epochs batch_size lr optimizer weight_decay schedule warmup clip accumulate seed patience "
-         "autocast").split()  # what fixes the result, beside the model and the data
+_KEPT = (  # what fixes the result, beside the model and the data
+    "epochs batch_size lr optimizer weight_decay schedule warmup clip accumulate seed patience "
+    "autocast"
+).split()
 
 
 def _check(s: dict, lengths, validate):
@@ -543,9 +545,9 @@ def fit(
     "Train a model; resumable at any step. Raises UserError; TrainingError if a loss is not finite."
     kept = {k: v for k, v in locals().items() if k in _KEPT} | {"rows": len(dataset)}
     _check(kept, lengths, validate)
-    run = _Run(model, dataset, loss, find_device(str(device)), _plain(kept), lengths,
-               None if checkpoint is None else Path(checkpoint), checkpoint_every)
-    with _own_random_numbers(seed, run.device), _progress(progress, _total_steps(kept), desc) as show:
+    where, folder = find_device(str(device)), None if checkpoint is None else Path(checkpoint)
+    run = _Run(model, dataset, loss, where, _plain(kept), lengths, folder, checkpoint_every)
+    with _own_random_numbers(seed, where), _progress(progress, _total_steps(kept), desc) as show:
         _start(run, resume)
         _all_epochs(run, validate, show)
     return run.history
