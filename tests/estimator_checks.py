@@ -5,8 +5,8 @@ scikit-learn's own checks feed tables of numbers. Those that need no data are ru
 text, or with the reason why the question does not arise.
 
 Use: `run_checks(lambda: MyClassifier(epochs=1, random_state=0), texts, labels)` with at least 12
-texts in two or more classes, or parametrize over `CHECKS` to see each by name. `skip={name: reason}`
-leaves one out.
+texts in two or more classes, or parametrize over `CHECKS` to see each by name. One is left out by
+`skip={name: reason}`.
 """
 
 import copy
