@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DAMAGE', 'COLOURS', 'MARKERS', 'STYLE', 'MACROS', 'SECTION', 'PAGE', 'CAPTIONS', 'DEFAULTS', 'combined_interval',
-           'mean_f1', 'with_interval', 'make_row', 'paired_scores', 'tested', 'summarise', 'mistakes', 'shorten',
-           'crossing', 'rule_best', 'price', 'rule_cheapest', 'rule_fast', 'rule_few_labels', 'rule_robust',
-           'rule_warnings', 'recommend', 'percent', 'points', 'seconds', 'plot_curves', 'plot_cost', 'plot_robustness',
-           'save_figure', 'quality_table', 'train_rows', 'curve_table', 'cost_table', 'short', 'robust_table',
-           'mistake_table', 'section', 'render_page', 'conditions_line', 'method_lines', 'compare', 'check_settings',
-           'check_caps', 'needed_bytes', 'write_report', 'as_csv']
+           'mean_f1', 'with_interval', 'make_row', 'paired_scores', 'tested', 'about', 'summarise', 'mistakes',
+           'shorten', 'crossing', 'rule_best', 'price', 'rule_cheapest', 'rule_fast', 'rule_few_labels', 'with_damage',
+           'rule_robust', 'rule_warnings', 'recommend', 'percent', 'points', 'seconds', 'plot_curves', 'plot_cost',
+           'plot_robustness', 'save_figure', 'quality_table', 'train_rows', 'curve_table', 'cost_table', 'short',
+           'robust_table', 'mistake_table', 'section', 'render_page', 'conditions_line', 'method_lines', 'compare',
+           'check_settings', 'check_caps', 'needed_bytes', 'report_on', 'write_report', 'as_csv']
 
 # %% ../nbs/39_compare.ipynb #30498191
 import csv
@@ -25,8 +25,8 @@ from ftnb.metrics import (
     bootstrap_interval, holm, mcnemar, paired_bootstrap, seed_interval
 )
 from ftnb.study import (
-    CAPS, FAMILIES, check_families, only_one, open_corpus, plan, prepare, read_result, resolve_sizes,
-    run_chains, slug,
+    CAPS, FAMILIES, check_families, only_one, open_corpus, plan, prepare, read_result,
+    resolve_sizes, run_chains, slug,
 )
 
 # %% ../nbs/39_compare.ipynb #4acacb82
@@ -149,53 +149,53 @@ def tested(
     return [row | {"against_best": test} for row, test in zip(rows, [None, *tests], strict=True)]
 
 # %% ../nbs/39_compare.ipynb #c8f6f2b0
+def about(corpus, material: dict) -> dict:
+    "What the report says about a corpus before any result."
+    facts = {k: getattr(corpus, k) for k in ("name", "language", "licence", "notes", "digest")}
+    y = np.array(material["test_labels"])
+    return facts | {
+        "n_train": len(material["train_labels"]),
+        "n_test": len(y),
+        "n_classes": material["n_classes"],
+        "chance": float(np.bincount(y).max() / len(y)),
+        "robust_rows": min(material["robust"], len(y)),
+    }
+
+
 def summarise(
     material: dict,  # from `prepare`
     corpus,  # the data.Corpus it came from
     results: list[dict],  # finished tasks of this corpus
     failures: list[dict],  # family, n_train, seed, reason
     n: int,  # resamples
+    largest_size: int,  # the largest training size that was asked for
 ) -> dict:
     "Everything the report says about one corpus, as plain values."
     y = np.array(material["test_labels"])
     groups: dict = {}
     for r in sorted(results, key=lambda r: r["task"]["seed"]):
         groups.setdefault((r["task"]["family"], r["task"]["n_train"]), []).append(r)
-    rows = {key: make_row(group, y, n) for key, group in sorted(groups.items())}
-    common = set.intersection(*({m for f, m in rows if f == g} for g, _ in rows)) if rows else set()
-    equal = {(f, m) for f, m in rows if m == max(common)} if common else set()
-    largest = {(f, max(m for g, m in rows if g == f)) for f, _ in rows}
-    out = {
-        "name": corpus.name,
-        "language": corpus.language,
-        "licence": corpus.licence,
-        "notes": corpus.notes,
-        "digest": corpus.digest,
-        "n_train": len(material["train_labels"]),
-        "n_test": len(y),
-        "n_classes": material["n_classes"],
-        "chance": float(np.bincount(y).max() / len(y)),
-        "robust_rows": min(material["robust"], len(y)),
-        "failures": failures,
-        "curves": list(rows.values()),
-        "n_equal": max(common) if common else None,
-    }
-    for name, keys in (("equal", equal), ("largest", largest)):
-        out[name] = _tested_group({k: rows[k] for k in sorted(keys)}, groups, y, n)
-    out["mistakes"] = mistakes(out["largest"], groups, material, corpus) if rows else []
-    for row in out["curves"] + out["equal"] + out["largest"]:
-        row["capped"] = (
-            row["n_train"] == max(m for f, m in rows if f == row["family"]) < out["n_train"]
-        )
-    return out
+    rows = {key: make_row(groups[key], y, n) for key in sorted(groups)}
+    sizes = {f: [m for g, m in rows if g == f] for f, _ in rows}
+    for (family, size), row in rows.items():
+        row["capped"] = size == max(sizes[family]) < largest_size
+    common = set.intersection(*map(set, sizes.values())) if sizes else set()
+    equal = {f: max(common) for f in sizes} if common else {}
+    largest = {f: max(s) for f, s in sizes.items()}
+    found = about(corpus, material) | {"failures": failures, "curves": list(rows.values())}
+    found["n_equal"] = max(common, default=None)
+    found["equal"] = _tested_group(equal, rows, groups, y, n)
+    found["largest"] = _tested_group(largest, rows, groups, y, n)
+    return found | {"mistakes": mistakes(found["largest"], groups, material, corpus)}
 
 # %% ../nbs/39_compare.ipynb #006b503b
-def _tested_group(rows: dict, groups: dict, y: np.ndarray, n: int) -> list[dict]:
-    if not rows:
+def _tested_group(sizes: dict, rows: dict, groups: dict, y: np.ndarray, n: int) -> list[dict]:
+    "Rows of the families at the given sizes, tested against the best of them."
+    if not sizes:
         return []
-    right = {k[0]: np.mean([r["guess"] == y for r in groups[k]], axis=0) for k in rows}
-    first = {k[0]: groups[k][0]["guess"] for k in rows}
-    return tested(list(rows.values()), right, first, y, n)
+    right = {f: np.mean([r["guess"] == y for r in groups[f, m]], axis=0) for f, m in sizes.items()}
+    first = {f: groups[f, m][0]["guess"] for f, m in sizes.items()}
+    return tested([rows[key] for key in sizes.items()], right, first, y, n)
 
 # %% ../nbs/39_compare.ipynb #bb0b9677
 def mistakes(
@@ -206,23 +206,25 @@ def mistakes(
     n: int = 20,  # how many to return
 ) -> list[dict]:  # most suspicious first
     "Test texts that the best family gets wrong under every seed, by agreement, then by confidence."
+    if not rows:
+        return []
     y = np.array(material["test_labels"])
-    best = groups[rows[0]["family"], rows[0]["n_train"]]
+    best, *_ = runs = [groups[r["family"], r["n_train"]] for r in rows]
     guess = best[0]["guess"]
     wrong = (guess != y) & np.all([r["guess"] == guess for r in best], axis=0)
     sure = np.mean([r["confidence"] for r in best], axis=0)
-    votes = np.sum([groups[r["family"], r["n_train"]][0]["guess"] == guess for r in rows], axis=0)
+    votes = np.sum([run[0]["guess"] == guess for run in runs], axis=0)
     order = sorted(np.flatnonzero(wrong), key=lambda i: (-votes[i], -sure[i], i))[:n]
-    names = corpus.label_names
+    names = [str(name) for name in corpus.label_names]
     return [
         {
             "text": shorten(material["test_texts"][i]),
-            "label": str(names[y[i]]),
-            "predicted": str(names[guess[i]]),
+            "label": names[y[i]],
+            "predicted": names[guess[i]],
             "confidence": float(sure[i]),
             "families": int(votes[i]),
             "of": len(rows),
-            "row": int(material["test_rows"][i]),
+            "row": material["test_rows"][i],
         }
         for i in order
     ]
@@ -249,6 +251,7 @@ def crossing(
 
 
 def rule_best(found: dict) -> str:
+    "The highest mean accuracy, and the same on equal terms if a family was capped."
     best = found["largest"][0]
     said = f"**Most accurate:** {best['title']}, {percent(best['accuracy'])} "
     said += f"with {best['n_train']:,} rows."
@@ -267,6 +270,7 @@ def price(row: dict) -> float:
 
 # %% ../nbs/39_compare.ipynb #3bd986ce
 def rule_cheapest(found: dict) -> str:
+    "The lowest price among the best and those not shown to be worse."
     best, *others = found["largest"]
     level = [best] + [r for r in others if r["against_best"]["p_bootstrap_holm"] >= 0.05]
     cheap = min(level, key=price)
@@ -281,6 +285,7 @@ def rule_cheapest(found: dict) -> str:
 
 # %% ../nbs/39_compare.ipynb #0e6aae10
 def rule_fast(found: dict, limit: float = 10.0) -> str:
+    "The most accurate of those that answer one text within `limit` milliseconds."
     fast = [r for r in found["largest"] if r["milliseconds"] <= limit]
     if not fast:
         return (
@@ -318,10 +323,15 @@ def rule_few_labels(found: dict) -> str | None:
 DAMAGE = {"typos": "10 % typos", "upper": "capitals", "nonce": "10 % unknown words"}
 
 
+def with_damage(found: dict) -> list[dict]:
+    "The largest rows for which damaged texts were read."
+    return [r for r in found["largest"] if "robust" in r]
+
+
 def rule_robust(found: dict, most: float = 0.05) -> list[str]:
     "One sentence for each family that loses more than five points."
     said = []
-    for row in found["largest"]:
+    for row in with_damage(found):
         lost = {k: row["robust"]["none"] - row["robust"][k] for k in DAMAGE}
         heavy = [f"{100 * v:.0f} points under {DAMAGE[k]}" for k, v in lost.items() if v > most]
         if heavy:
@@ -456,18 +466,15 @@ def plot_cost(found: dict):  # -> matplotlib Figure
 def plot_robustness(found: dict):  # -> matplotlib Figure
     "Accuracy on texts as they are and in three damaged forms, a group of bars for each family."
     fig, ax = _axes()
-    kinds = {"none": "as they are"} | DAMAGE
+    rows, kinds = with_damage(found), {"none": "as they are"} | DAMAGE
     hatches = ("", "///", "...", "xx")
     for i, (kind, title) in enumerate(kinds.items()):
-        heights = [100 * r["robust"][kind] for r in found["largest"]]
-        where = np.arange(len(heights)) + 0.2 * (i - 1.5)
+        heights = [100 * r["robust"][kind] for r in rows]
+        where = np.arange(len(rows)) + 0.2 * (i - 1.5)
         grey = str(0.35 + 0.17 * i)
         ax.bar(where, heights, 0.18, color=grey, hatch=hatches[i], edgecolor="white", label=title)
-    ax.set_xticks(
-        range(len(found["largest"])),
-        [r["title"].replace(", ", ",\n") for r in found["largest"]],
-        fontsize=8,
-    )
+    titles = [r["title"].replace(", ", ",\n") for r in rows]
+    ax.set_xticks(range(len(rows)), titles, fontsize=8)
     ax.set(ylabel="accuracy (%)", ylim=(0, 100))
     ax.legend(fontsize=8, ncols=4, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return fig
@@ -582,7 +589,8 @@ def quality_table(rows: list[dict], title: str) -> dict:
         test = r["against_best"]
         ahead = ["best", "", ""]
         if test:
-            ahead = [points(test), f"{test['p_bootstrap_holm']:.3f}", f"{test['p_mcnemar_holm']:.3f}"]
+            p_values = (test["p_bootstrap_holm"], test["p_mcnemar_holm"])
+            ahead = [points(test), *(f"{p:.3f}" for p in p_values)]
         good = [_bare(r["accuracy"]), _bare(r["macro_f1"])]
         cells.append([r["title"], train_rows(r), *good, *ahead, f"{r['calibration_error']:.3f}"])
     caption = (
@@ -593,6 +601,7 @@ def quality_table(rows: list[dict], title: str) -> dict:
 
 
 def train_rows(row: dict) -> str:
+    "Training rows in words; says so if the family was capped."
     return f"{row['n_train']:,} (capped for time)" if row["capped"] else f"{row['n_train']:,}"
 
 
@@ -657,15 +666,17 @@ def short(value: float) -> str:
 
 # %% ../nbs/39_compare.ipynb #51498e5e
 def robust_table(found: dict) -> dict:
+    "Accuracy on damaged texts."
     kinds = {"none": "as they are"} | DAMAGE
     cells = [
-        [r["title"]] + [f"{100 * r['robust'][k]:.1f}" for k in kinds] for r in found["largest"]
+        [r["title"]] + [f"{100 * r['robust'][k]:.1f}" for k in kinds] for r in with_damage(found)
     ]
     caption = f"Accuracy in % on the same {found['robust_rows']:,} test texts, mean over seeds."
     return {"head": ["family", *kinds.values()], "rows": cells, "caption": caption}
 
 
 def mistake_table(found: dict) -> dict:
+    "The texts that the best family gets wrong."
     head = ["text", "label", "predicted", "confidence", "families that agree"]
     cells = [
         [
@@ -768,6 +779,7 @@ def render_page(study: dict, figures: dict) -> str:  # figures: corpus number ->
 
 
 def conditions_line(study: dict) -> str:
+    "On what the seconds were measured."
     here, s = study["environment"], study["settings"]
     return (
         f"{s['threads']} thread(s) for each of {s['workers']} process(es) side by side; "
@@ -818,8 +830,8 @@ def compare(
             chains, materials, out, s["workers"], s["threads"], lambda state: _tell(out, state)
         )
         found = [
-            summarise(m, c, *_gather(chains, i, out / "cells", failed), s["resamples"])
-            for i, (m, c) in enumerate(zip(materials, opened, strict=True))
+            report_on(number, s, materials, opened, chains, out / "cells", failed)
+            for number in range(len(opened))
         ]
         result = {"corpora": found, "settings": s, "environment": environment()}
         write_report(result, out)
@@ -834,7 +846,7 @@ DEFAULTS = {
 
 
 def check_settings(given: dict) -> dict:
-    "The settings of a study with the defaults filled in; raises UserError for those that make none."
+    "The settings with the defaults filled in. Raises UserError for those that make no study."
     s = DEFAULTS | given
     s["families"] = check_families(list(s["families"]))
     least = {"seeds": 1, "workers": 1, "threads": 1, "resamples": 100, "robust_limit": 1}
@@ -869,18 +881,22 @@ def _tell(out: Path, state: dict):
         write_text(path, note)
 
 # %% ../nbs/39_compare.ipynb #4d98bfe6
-def _gather(chains: list[dict], number: int, cells: Path, failed: dict) -> tuple[list, list]:
-    "Finished results and failures of one corpus."
+def report_on(
+    number: int, settings: dict, materials: list, corpora: list, chains: list, cells: Path,
+    failed: dict,  # key -> reason
+) -> dict:  # fmt: skip
+    "Gather the finished results and the failures of one corpus, and summarise them."
     results, failures = [], []
     for task in (t for c in chains if c["corpus"] == number for t in c["tasks"]):
         if task["key"] in failed:
-            failures.append(
-                {k: task[k] for k in ("family", "n_train", "seed")}
-                | {"reason": failed[task["key"]]}
-            )
+            which = {k: task[k] for k in ("family", "n_train", "seed")}
+            failures.append(which | {"reason": failed[task["key"]]})
         else:
             results.append(read_result(cells, task["key"]))
-    return results, failures
+    pool = len(materials[number]["train_labels"])
+    largest = resolve_sizes(settings["train_sizes"], pool)[-1]
+    n = settings["resamples"]
+    return summarise(materials[number], corpora[number], results, failures, n, largest)
 
 
 def write_report(result: dict, out: Path):
