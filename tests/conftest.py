@@ -47,7 +47,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server.log.append((path, asked))
         body = server.files.get(path, b"")
         start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked and server.ranges else 0
-        status = server.status.get(path) or (404 if path not in server.files else 206 if start else 200)
+        status = server.status.get(path) or (
+            404 if path not in server.files else 206 if start else 200
+        )
         if status == 206 and start >= len(body):
             status = 416
         self.send_response(status)
@@ -68,7 +70,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def server():
     "A FileServer on the loopback."
     server = FileServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()

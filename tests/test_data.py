@@ -56,7 +56,16 @@ def test_catalogue_holds_every_set_of_the_mirror(mirror):
 
 def test_catalogue_is_complete():
     for name, entry in data.catalogue().items():
-        for key in ("task", "language", "label_names", "licence", "citation", "source", "note", "reader"):
+        for key in (
+            "task",
+            "language",
+            "label_names",
+            "licence",
+            "citation",
+            "source",
+            "note",
+            "reader",
+        ):
             assert key in entry, (name, key)
         assert entry["licence_class"] in ("clear", "research", "non-commercial", "unclear", "mixed")
         for file in entry.get("files", []):
@@ -74,7 +83,9 @@ def test_unknown_name_suggests_the_nearest():
 
 
 def test_every_set_is_there_and_verified(mirrored):
-    states = {r["state"] for name in data.catalogue() if name != "ag_news" for r in data.verify(name)}
+    states = {
+        r["state"] for name in data.catalogue() if name != "ag_news" for r in data.verify(name)
+    }
     assert states == {"ok"}
     assert data.describe("sst2")["bytes"] == 738844 + 94400 + 193562
     assert data.describe("stsb")["subsets"] == ["en", "zh"]
@@ -83,7 +94,9 @@ def test_every_set_is_there_and_verified(mirrored):
 BIG = ("online_shopping", "thucnews_titles")  # read once, in a test of their own
 
 
-@pytest.mark.parametrize("name", [n for n in data.catalogue() if n not in ("docstrings", "hotline", *BIG)])
+@pytest.mark.parametrize(
+    "name", [n for n in data.catalogue() if n not in ("docstrings", "hotline", *BIG)]
+)
 def test_every_set_loads(name, mirrored):
     entry = data._entry(name)
     if entry["reader"] == "table":
@@ -97,7 +110,9 @@ def test_every_set_loads(name, mirrored):
     got = {s for s, n in counts(corpus).items() if n}
     assert official <= got and (got == set(SPLITS) or "train" not in official or name == "udhr2")
     if entry.get("duplicates") != "keep" and "pair" not in entry and "group" not in entry:
-        assert not texts_of(corpus, "train") & (texts_of(corpus, "test") | texts_of(corpus, "valid"))
+        assert not texts_of(corpus, "train") & (
+            texts_of(corpus, "test") | texts_of(corpus, "valid")
+        )
         assert not texts_of(corpus, "valid") & texts_of(corpus, "test")
     told = any("licence" in note for note in corpus.notes)
     assert told == (entry["licence_class"] != "clear")
@@ -109,7 +124,9 @@ def test_every_set_loads(name, mirrored):
 def test_ag_news_falls_back_and_says_so(mirrored):
     corpus = load("ag_news")
     assert "10,000 of 120,000 train rows (ag_news_10k)" in corpus.notes
-    assert counts(corpus)["test"] == 7600 and counts(corpus)["train"] + counts(corpus)["valid"] == 9999
+    assert (
+        counts(corpus)["test"] == 7600 and counts(corpus)["train"] + counts(corpus)["valid"] == 9999
+    )
     assert not any("Life without numbers" in t for t in texts_of(corpus, "train"))
     assert any("also in test" in note for note in corpus.notes)
     with pytest.raises(data.Unreachable, match="train.csv"):
@@ -134,7 +151,10 @@ def test_ag_news_labels(mirrored):
     assert np.bincount(clean.labels).tolist() == [2514, 2504, 2519, 2463]
     agree = np.array(clean.extra["noisy"]).astype(int) == clean.labels
     assert agree.mean() == pytest.approx(0.8025, abs=1e-9)
-    assert noisy.label_names == clean.label_names and noisy.extra["default_label"][0] in clean.label_names
+    assert (
+        noisy.label_names == clean.label_names
+        and noisy.extra["default_label"][0] in clean.label_names
+    )
     test = load("ag_news_test")
     assert len(test) == 7600 and np.bincount(test.labels).tolist() == [1900] * 4
     assert test.texts[0].startswith("Fears for T N pension after talks . Unions")
@@ -145,7 +165,10 @@ def test_ag_news_labels(mirrored):
 def test_sst2_and_trec6(mirrored):
     sst2, trec = load("sst2"), load("trec6")
     assert counts(sst2)["valid"] == 872 and counts(sst2)["test"] == 1821
-    assert sst2.texts[0].startswith("a stirring , funny") and sst2.label_names[sst2.labels[0]] == "positive"
+    assert (
+        sst2.texts[0].startswith("a stirring , funny")
+        and sst2.label_names[sst2.labels[0]] == "positive"
+    )
     assert any("sisterðcity" in t for t in trec.texts), "trec6 train is latin-1"
     assert trec.label_names[trec.labels[trec.texts.index("Who was Galileo ?")]] == "HUM"
     assert counts(trec)["test"] == 500
@@ -175,7 +198,9 @@ def test_archives(mirrored):
 
 def test_chinese_reviews(mirrored):
     hotel = load("chnsenticorp")
-    assert len(hotel) == 7765 and np.bincount(hotel.labels).tolist()[0] == 2443 + (len(hotel) - 7765)
+    assert len(hotel) == 7765 and np.bincount(hotel.labels).tolist()[0] == 2443 + (
+        len(hotel) - 7765
+    )
     goods = load("online_shopping", label="cat")
     assert len(goods) == 62773 and len(goods.label_names) == 10 and "书籍" in goods.label_names
     assert not any(t.startswith("\ufeff") for t in goods.texts)
@@ -211,7 +236,10 @@ def test_cmrc2018_offsets_are_found_by_search(mirrored):
     raw = json.loads((mirrored / "cmrc2018/cmrc2018_dev.json").read_text(encoding="utf-8"))
     wrong = sum(
         p["context"][a["answer_start"] :][: len(a["text"])] != a["text"]
-        for d in raw["data"] for p in d["paragraphs"] for q in p["qas"] for a in q["answers"]
+        for d in raw["data"]
+        for p in d["paragraphs"]
+        for q in p["qas"]
+        for a in q["answers"]
     )
     assert wrong == 200, "the trap is in the file"
     test = load("cmrc2018", "test")
@@ -221,7 +249,9 @@ def test_cmrc2018_offsets_are_found_by_search(mirrored):
 def test_tagged_sentences(mirrored):
     wnut = load("wnut17")
     assert counts(wnut) == {"train": 3394, "valid": 1009, "test": 1287}
-    assert all(len(a) == len(b) for a, b in zip(wnut.extra["tokens"], wnut.extra["tags"], strict=True))
+    assert all(
+        len(a) == len(b) for a, b in zip(wnut.extra["tokens"], wnut.extra["tags"], strict=True)
+    )
     gold = load("wikigold")
     assert len(gold) == 1696 and not any("DOCSTART" in t for t in gold.texts)
     for part in SPLITS:
@@ -234,7 +264,9 @@ def test_tagged_sentences(mirrored):
 def test_relations_and_triples(mirrored):
     relations = load("semeval2010_task8")
     assert counts(relations)["test"] == 2717 and len(relations) == 10717
-    assert len(relations.label_names) == 19 and all("<e1>" in t and "</e2>" in t for t in relations.texts)
+    assert len(relations.label_names) == 19 and all(
+        "<e1>" in t and "</e2>" in t for t in relations.texts
+    )
     codex = load("codex_s")
     assert counts(codex) == {"train": 32888, "valid": 3654, "test": 3656}
     assert codex.part("test").labels.sum() == 1828 and codex.part("train").labels.all()
@@ -245,13 +277,18 @@ def test_translations(mirrored):
     assert len(tatoeba) == 26388 and all("CC-BY" in a for a in tatoeba.extra["attribution"])
     assert not texts_of(tatoeba, "train") & texts_of(tatoeba, "test")
     flickr = load("multi30k", subset="fr-2017")
-    assert counts(flickr)["test"] == 1000 and flickr.part("train").extra["target"][0].startswith("Deux")
+    assert counts(flickr)["test"] == 1000 and flickr.part("train").extra["target"][0].startswith(
+        "Deux"
+    )
     assert load("multi30k").part("train").extra["target"][0].startswith("Zwei")
     assert len(load("ntrex128")) == 1997
 
 
 def test_the_rest(mirrored):
-    assert [len(load("word_similarity_en", subset=f"wordsim353-{k}")) for k in ("sim", "rel")] == [203, 252]
+    assert [len(load("word_similarity_en", subset=f"wordsim353-{k}")) for k in ("sim", "rel")] == [
+        203,
+        252,
+    ]
     men = load("word_similarity_en", subset="men")
     assert (men.texts[0], men.extra["word2"][0], men.extra["score"][0]) == ("sun", "sunlight", 50.0)
     assert data.load_table("word_similarity_en", "google-analogies.csv").shape[0] == 19544
@@ -273,16 +310,36 @@ def test_the_rest(mirrored):
 
 def test_lines_end_at_newlines_only():
     raw = "0 a\u0085b\n1 c\u2028d\r\n".encode()
-    assert [r["text"] for r in data._read_lines(raw, sep=" ", label="first")] == ["a\u0085b", "c\u2028d"]
-    rows = list(data._read_lines("Profit @ 5 % rose@positive\n".encode("latin-1"), "latin-1", "@", "last"))
+    assert [r["text"] for r in data._read_lines(raw, sep=" ", label="first")] == [
+        "a\u0085b",
+        "c\u2028d",
+    ]
+    rows = list(
+        data._read_lines("Profit @ 5 % rose@positive\n".encode("latin-1"), "latin-1", "@", "last")
+    )
     assert rows == [{"text": "Profit @ 5 % rose", "label": "positive"}]
 
 
 def test_squad_offsets_that_lie():
     context = "甲 说 乙 好。乙 好!"
-    article = {"paragraphs": [{"context": context, "qas": [{"id": "1", "question": "谁?", "answers": [
-        {"text": "乙 好", "answer_start": 7}, {"text": "乙好", "answer_start": 0},
-        {"text": "不在", "answer_start": 1}]}]}]}
+    article = {
+        "paragraphs": [
+            {
+                "context": context,
+                "qas": [
+                    {
+                        "id": "1",
+                        "question": "谁?",
+                        "answers": [
+                            {"text": "乙 好", "answer_start": 7},
+                            {"text": "乙好", "answer_start": 0},
+                            {"text": "不在", "answer_start": 1},
+                        ],
+                    }
+                ],
+            }
+        ]
+    }
     row = next(data._read_squad(json.dumps({"data": [article]}).encode()))
     assert row["answers"] == ["乙 好", "乙 好"] and row["answer_start"] == [8, 4]
 
@@ -377,7 +434,9 @@ def test_formats_give_one_corpus(tmp_path):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-16-le", "utf-32"]
+)
 def test_chinese_encodings(tmp_path, encoding):
     text = "文本,标签\n" + "".join(f"房间很干净，服务不错 {i},{'好坏'[i % 2]}\n" for i in range(40))
     corpus = read_table(write(tmp_path, text, encoding=encoding))
@@ -385,7 +444,9 @@ def test_chinese_encodings(tmp_path, encoding):
 
 
 def test_latin1_and_a_named_encoding(tmp_path):
-    text = "text,label\n" + "".join(f"café très bon {i},{'oui non'.split()[i % 2]}\n" for i in range(40))
+    text = "text,label\n" + "".join(
+        f"café très bon {i},{'oui non'.split()[i % 2]}\n" for i in range(40)
+    )
     path = write(tmp_path, text, encoding="latin-1")
     corpus = read_table(path)
     assert corpus.texts[0] == "café très bon 0" and any("cp1252" in n for n in corpus.notes)
@@ -425,11 +486,14 @@ FAULTS = {
     "one_example.csv": (GOOD + "lonely,c\n", "'c'.*rare='drop'"),
     "blank_texts.csv": ("text,label\n ,1\n\t,2\n", "no row has a text"),
     "no_labels.csv": ("text,label\na,\nb,nan\n", "no row has a label"),
-    "wide.csv": (GOOD + "a,b,c\n", "line 42: 3 fields"),
-    "narrow.csv": (GOOD + "alone\n" + "a,b\n", "line 42: 1 fields"),
+    "wide.csv": (GOOD + "a,b,c\n", "line 42: expected 2 fields.*got 3"),
+    "narrow.csv": (GOOD + "alone\n" + "a,b\n", "line 42: expected 2 fields.*got 1"),
     "quote.csv": (GOOD + '"open,a\n', "after line 41"),
     "twice.csv": ("text,text,label\na,b,c\n", "'text' occurs twice"),
-    "numbers.csv": ("text,label\n" + "".join(f"t{i},{i * 0.37}\n" for i in range(99)), "regression"),
+    "numbers.csv": (
+        "text,label\n" + "".join(f"t{i},{i * 0.37}\n" for i in range(99)),
+        "regression",
+    ),
     "ids.csv": ("text,label\n" + "".join(f"t{i},{i}\n" for i in range(99)), "regression"),
     "tiny.csv": ("text,label\na,1\nb,2\nc,1\nd,2\n", "leave none"),
     "same.csv": ("text,label\n" + "a,1\nb,2\n" * 20, "leave none"),
@@ -477,17 +541,25 @@ def test_rare_classes_can_be_dropped(tmp_path):
 
 def test_float_labels_and_numeric_order(tmp_path):
     rows = "".join(f"row {i},{i % 11}.0\n" for i in range(120))
-    assert read_table(write(tmp_path, "text,label\n" + rows)).label_names == [str(i) for i in range(11)]
-    frame = pd.DataFrame({"text": [f"r{i}" for i in range(60)], "label": [1.0, 2.0, float("nan")] * 20})
+    assert read_table(write(tmp_path, "text,label\n" + rows)).label_names == [
+        str(i) for i in range(11)
+    ]
+    frame = pd.DataFrame(
+        {"text": [f"r{i}" for i in range(60)], "label": [1.0, 2.0, float("nan")] * 20}
+    )
     frame.to_parquet(tmp_path / "t.parquet")
     corpus = read_table(tmp_path / "t.parquet")
     assert corpus.label_names == ["1", "2"] and len(corpus) == 40
 
 
 def test_given_splits_are_kept(tmp_path):
-    rows = "".join(f"row {i},{'ab'[i % 2]},{'dev' if i < 6 else 'test' if i < 20 else 'train'}\n"
-                   for i in range(60))
-    corpus = read_table(write(tmp_path, "text,label,split\n" + rows + "ROW 7,b,train\nlone,c,train\n"))
+    rows = "".join(
+        f"row {i},{'ab'[i % 2]},{'dev' if i < 6 else 'test' if i < 20 else 'train'}\n"
+        for i in range(60)
+    )
+    corpus = read_table(
+        write(tmp_path, "text,label,split\n" + rows + "ROW 7,b,train\nlone,c,train\n")
+    )
     assert counts(corpus) == {"train": 41, "valid": 6, "test": 14}
     assert "1 train row dropped: also in test" in corpus.notes and "c" in corpus.label_names
     corpus = read_table(write(tmp_path, "text,label,split\n" + rows.replace("dev", "train")))
@@ -517,8 +589,12 @@ def test_hotline():
     check_corpus(corpus)
     test, train = corpus.part("test"), corpus.part("train")
     assert [test.label_names[i] for i in test.labels] == test.extra["intent"]
-    wrong = np.mean([train.label_names[i] != v
-                     for i, v in zip(train.labels, train.extra["intent"], strict=True)])
+    wrong = np.mean(
+        [
+            train.label_names[i] != v
+            for i, v in zip(train.labels, train.extra["intent"], strict=True)
+        ]
+    )
     assert 0.01 < wrong < 0.05 and any("3 % noise" in n for n in corpus.notes)
     assert not texts_of(corpus, "train") & texts_of(corpus, "test")
     assert load("hotline", n=1200, seed=1).digest == corpus.digest != load("hotline", n=1200).digest
@@ -528,8 +604,11 @@ def test_docstrings(monkeypatch):
     from ftnb import corpora
 
     def rows(limit=None, libraries=None, refresh=False):
-        made = [{"text": f"text {i} of {name}", "label": name, "source": "s"}
-                for name in ("numpy", "json", "torch") for i in range(40)]
+        made = [
+            {"text": f"text {i} of {name}", "label": name, "source": "s"}
+            for name in ("numpy", "json", "torch")
+            for i in range(40)
+        ]
         return made[:limit]
 
     monkeypatch.setattr(corpora, "docstring_rows", rows)
@@ -542,8 +621,9 @@ def test_docstrings(monkeypatch):
 
 
 def test_module_is_quiet_and_light():
-    code = ("import sys, ftnb.data; "
-            "sys.exit(bool({'torch', 'pandas', 'pyarrow', 'requests', 'rich'} & set(sys.modules)))")
+    code = (
+        "import sys, ftnb.data; "
+        "sys.exit(bool({'torch', 'pandas', 'pyarrow', 'requests', 'rich'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert done.returncode == 0 and not done.stderr
-

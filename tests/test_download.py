@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-from ftnb import data
+from ftnb import data, files
 from ftnb.core import UserError
 
 BODY = bytes(range(256)) * 800  # 204,800 bytes: more than three pieces of 64 kB
@@ -22,7 +22,7 @@ SHA = hashlib.sha256(BODY).hexdigest()
 def get(server, tmp_path, **options):
     server.files.setdefault("a.bin", BODY)
     options = {"size": len(BODY), "sha256": SHA, "wait": 0.01, **options}
-    return data.download(f"{server.url}/a.bin", tmp_path / "a.bin", **options)
+    return files.download(f"{server.url}/a.bin", tmp_path / "a.bin", **options)
 
 
 def one_line(error) -> str:
@@ -96,11 +96,11 @@ def test_digest_mismatch_removes_the_file(server, tmp_path):
 
 def test_server_errors_are_retried_and_404_is_not(server, tmp_path):
     server.status["a.bin"] = 503
-    with pytest.raises(data.Unreachable, match="503"):
+    with pytest.raises(files.Unreachable, match="503"):
         get(server, tmp_path, tries=3)
     assert len(server.log) == 3
     server.status["a.bin"] = 404
-    with pytest.raises(data.Unreachable, match="404"):
+    with pytest.raises(files.Unreachable, match="404"):
         get(server, tmp_path, tries=3)
     assert len(server.log) == 4
 
@@ -109,7 +109,7 @@ def test_no_space(server, tmp_path, monkeypatch):
     def full(folder, n_bytes):
         raise UserError("no space")
 
-    monkeypatch.setattr(data, "require_disk", full)
+    monkeypatch.setattr(files, "require_disk", full)
     with pytest.raises(UserError, match="no space"):
         get(server, tmp_path)
 
@@ -117,7 +117,7 @@ def test_no_space(server, tmp_path, monkeypatch):
 def test_two_processes_fetch_once(server, tmp_path):
     server.files["a.bin"] = BODY
     code = (
-        "import sys; from ftnb.data import download; "
+        "import sys; from ftnb.files import download; "
         f"download(sys.argv[1], sys.argv[2], {len(BODY)}, {SHA!r})"
     )
     command = [sys.executable, "-c", code, f"{server.url}/a.bin", str(tmp_path / "a.bin")]
@@ -132,14 +132,29 @@ def test_two_processes_fetch_once(server, tmp_path):
 
 def toy(server, body=b"0 bad\n1 good\n" * 40, **changes):
     server.files["toy.txt"] = body
-    file = {"path": "toy.txt", "url": f"{server.url}/toy.txt", "bytes": len(body),
-            "sha256": hashlib.sha256(body).hexdigest(), **changes}
-    return {"toy": {
-        "task": "t", "language": "en", "licence": "CC0", "licence_class": "clear", "citation": "c",
-        "label_names": ["bad", "good"], "label_keys": ["0", "1"], "reader": "lines",
-        "options": {"sep": " ", "label": "first"}, "files": [file], "duplicates": "keep",
-        "parts": [{"file": "toy.txt", "split": "all"}],
-    }}
+    file = {
+        "path": "toy.txt",
+        "url": f"{server.url}/toy.txt",
+        "bytes": len(body),
+        "sha256": hashlib.sha256(body).hexdigest(),
+        **changes,
+    }
+    return {
+        "toy": {
+            "task": "t",
+            "language": "en",
+            "licence": "CC0",
+            "licence_class": "clear",
+            "citation": "c",
+            "label_names": ["bad", "good"],
+            "label_keys": ["0", "1"],
+            "reader": "lines",
+            "options": {"sep": " ", "label": "first"},
+            "files": [file],
+            "duplicates": "keep",
+            "parts": [{"file": "toy.txt", "split": "all"}],
+        }
+    }
 
 
 @pytest.fixture
@@ -180,7 +195,7 @@ def test_spoilt_cache_is_fetched_again(server, toys):
 def test_no_network_and_no_mirror_names_the_remedy(toys, server):
     server.shutdown()
     server.server_close()
-    with pytest.raises(data.Unreachable) as e:
+    with pytest.raises(files.Unreachable) as e:
         data._obtain("toy", data._entry("toy")["files"][0], tries=1)
     message = one_line(e)
     assert "FTNB_MIRROR" in message and "toy/toy.txt" in message and "520 bytes" in message
@@ -188,7 +203,7 @@ def test_no_network_and_no_mirror_names_the_remedy(toys, server):
 
 def test_offline_switch_asks_nobody(toys, server, monkeypatch):
     monkeypatch.setenv("FTNB_OFFLINE", "1")
-    with pytest.raises(data.Unreachable, match="FTNB_OFFLINE"):
+    with pytest.raises(files.Unreachable, match="FTNB_OFFLINE"):
         data.load("toy")
     assert server.log == []
 
@@ -236,24 +251,28 @@ def tarred(path, *infos):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..\\x", "C:\\x", "\\\\host\\x"])
 def test_names_that_leave_the_folder(tmp_path, name):
-    for path in (zipped(tmp_path / "h.zip", ("ok.txt", b"1", 0), (name, b"x", 0)),
-                 tarred(tmp_path / "h.tar.gz", (name, b"x", tarfile.REGTYPE, ""))):
+    for path in (
+        zipped(tmp_path / "h.zip", ("ok.txt", b"1", 0), (name, b"x", 0)),
+        tarred(tmp_path / "h.tar.gz", (name, b"x", tarfile.REGTYPE, "")),
+    ):
         with pytest.raises(UserError, match="unsafe name"):
-            data.unpack(path, tmp_path / "out")
+            files.unpack(path, tmp_path / "out")
         assert not (tmp_path / "out").exists(), "nothing is written before all names are checked"
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+)
 def test_links_and_devices(tmp_path, kind):
     path = tarred(tmp_path / "h.tar.gz", ("link", b"", kind, "/etc/passwd"))
     with pytest.raises(UserError, match="no plain file"):
-        list(data.members(path))
+        list(files.members(path))
 
 
 def test_symlink_in_a_zip(tmp_path):
     path = zipped(tmp_path / "h.zip", ("link", b"/etc/passwd", stat.S_IFLNK))
     with pytest.raises(UserError, match="no plain file"):
-        list(data.members(path))
+        list(files.members(path))
 
 
 def test_link_already_in_the_folder_is_not_followed(tmp_path):
@@ -261,7 +280,7 @@ def test_link_already_in_the_folder_is_not_followed(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "out/sub")
     with pytest.raises(UserError, match="outside"):
-        data.unpack(zipped(tmp_path / "h.zip", ("sub/x", b"1", 0)), tmp_path / "out")
+        files.unpack(zipped(tmp_path / "h.zip", ("sub/x", b"1", 0)), tmp_path / "out")
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -271,9 +290,9 @@ def test_bombs(tmp_path):
     tar_bomb = tarred(tmp_path / "b.tar.gz", ("a", bomb, tarfile.REGTYPE, ""))
     for path, limit in ((zip_bomb, 9_000_000), (tar_bomb, 4_000_000)):
         with pytest.raises(UserError, match="unpacks to more"):
-            list(data.members(path, limit=limit))
+            list(files.members(path, limit=limit))
     with pytest.raises(UserError, match="unpacks to more"):
-        data.gunzip(gzip.compress(bomb), limit=1_000_000)
+        files.gunzip(gzip.compress(bomb), limit=1_000_000)
 
 
 def test_broken_archives(tmp_path):
@@ -282,6 +301,6 @@ def test_broken_archives(tmp_path):
     (tmp_path / "h.tar.gz").write_bytes(gzip.compress(os.urandom(9000))[:4000])
     for name in ("h.zip", "h.tar.gz"):
         with pytest.raises(UserError, match="not a whole archive"):
-            list(data.members(tmp_path / name))
+            list(files.members(tmp_path / name))
     with pytest.raises(UserError, match="gzip"):
-        data.gunzip(gzip.compress(b"x" * 9000)[:-12])
+        files.gunzip(gzip.compress(b"x" * 9000)[:-12])
