@@ -1,0 +1,430 @@
+"""Ours against the field's libraries: the same answers first, then seconds and peak memory.
+
+    make bench                                every benchmark, a few minutes on two cores
+    .venv/bin/python tests/bench.py NAME ...  some of them
+    .venv/bin/python tests/bench.py --list    their names
+
+Each benchmark runs in fresh processes with a fixed number of threads. In the first, both sides warm
+up on little data (libraries load, kernels compile) and then take turns, A B A B, five times each;
+the answers of the first turn are compared, and the ratio is that of the medians. Two more
+processes run one side each, for its peak memory: what it needed above the process with its
+libraries and data loaded and warm.
+The table is printed and kept in runs/bench/, as JSON (every single timing) and as Markdown.
+The exit code is 1 if an answer differs, a bar is missed or a benchmark fails.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from ftnb.core import UserError, environment, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = 5  # timings of each side: the median then ignores two disturbed ones
+EXTRA = {"fasttext": "fasttext", "sentence_transformers": "sentence-transformers"}
+
+
+@dataclass
+class Case:
+    "Two ways to do the same work."
+
+    said: str  # what the data are
+    data: tuple  # arguments of both sides
+    small: tuple  # the same, small: a warm-up before memory is measured
+    ours: Callable
+    peer: Callable
+    check: Callable  # (our answer, the peer's) -> one line; raises AssertionError if they differ
+    retry: str = ""  # a peer's RuntimeError that begins so is noted, and the turn is repeated
+    notes: list = field(default_factory=list)
+
+
+@dataclass
+class Benchmark:
+    make: Callable  # -> Case, in a process of its own
+    bar: tuple  # the ratio of medians (peer / ours) should lie in it
+    threads: int
+    packages: str  # distributions of the peer, for their versions
+
+
+# ---------------------------------------------------------------- data
+
+
+def news():
+    "AG News as (train texts, labels, test texts, labels), else documentation texts; and which."
+    from ftnb.data import load
+
+    try:
+        corpus, said = load("ag_news", subset="10k"), "ag_news"
+    except UserError:
+        corpus, said = load("docstrings"), "docstrings (ag_news is not here: set FTNB_MIRROR)"
+    test = corpus.split == "test"
+    train, held = corpus.take(np.flatnonzero(~test)), corpus.take(np.flatnonzero(test))
+    said += f", {len(train):,} train, {len(held):,} test"
+    return (train.texts, train.labels, held.texts, held.labels), said
+
+
+def texts_only(n=None):
+    (texts, _, more, _), said = news()
+    texts = (texts + more)[:n] if n is None else more[:n]
+    mb = sum(len(t.encode()) for t in texts) / 1e6
+    return texts, f"{said.split(',')[0]}, {len(texts):,} raw texts, {mb:.1f} MB"
+
+
+def few(route, n=200):
+    texts, labels, more, held = route
+    return texts[:n], labels[:n], more[:n], held[:n]
+
+
+def right(predicted, truth) -> float:
+    return 100 * float(np.mean(np.asarray(predicted) == truth))
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def control():
+    "The same work on both sides: how far from 1 the ratio lies is the noise of this machine."
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    texts, said = texts_only(2_000)
+    work = lambda texts: HashingVectorizer(n_features=2**18).transform(texts)  # noqa: E731
+    return Case(said, (texts,), (texts[:100],), work, work, same_matrix)
+
+
+def same_matrix(a, b) -> str:
+    a, b = a.tocsr().sorted_indices(), b.tocsr().sorted_indices()
+    assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
+    assert np.array_equal(a.indptr, b.indptr) and np.array_equal(a.indices, b.indices), "columns"
+    np.testing.assert_allclose(a.data, b.data, rtol=1e-5, atol=1e-7)
+    return f"same {a.nnz:,} entries"
+
+
+def features(threads, ordered=False):
+    "Hashed counts of words and pairs of words. Ours lie in order of appearance, theirs by column."
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    from ftnb.bow import HashedNgrams
+    from ftnb.text import TOKEN_PATTERN
+
+    texts, said = texts_only()
+    plain = r"(?u)\w+"  # scikit-learn is faster with it; taken where it finds the same words
+    lowered = [text.lower() for text in texts]
+    alike = all(re.findall(plain, t) == re.findall(TOKEN_PATTERN, t) for t in lowered)
+    both = dict(ngram_range=(1, 2), n_features=2**18, norm=None, alternate_sign=False)
+    pattern = plain if alike else TOKEN_PATTERN
+    theirs = HashingVectorizer(**both, dtype=np.float32, token_pattern=pattern)
+    own = HashedNgrams(**both, threads=threads)
+
+    def ours(texts):
+        counts = own.transform(texts)
+        if ordered:
+            counts.sort_indices()
+        return counts
+
+    return Case(said, (texts,), (texts[:100],), ours, theirs.transform, same_matrix)
+
+
+def bag_of_words(texts, labels, more, held) -> float:
+    "Our whole route: raw texts to the accuracy of predictions."
+    from ftnb.bow import BagOfWordsClassifier
+
+    model = BagOfWordsClassifier(threads=CORES, random_state=0).fit(texts, labels)
+    return right(model.predict(more), held)
+
+
+def route_fasttext(threads):
+    import fasttext
+
+    def words(text):
+        return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
+
+    def peer(texts, labels, more, held):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "train.txt"
+            rows = zip(labels, texts, strict=True)
+            path.write_text("".join(f"__label__{c} {words(t)}\n" for c, t in rows))
+            model = fasttext.train_supervised(
+                str(path), lr=0.5, wordNgrams=2, dim=10, epoch=5, thread=threads, verbose=0
+            )
+        # with a list, predict works under NumPy 2; with one string it raises there
+        predicted, _ = model.predict([words(t) for t in more])
+        return right([int(p[0].removeprefix("__label__")) for p in predicted], held)
+
+    data, said = news()
+    check = accuracies(lambda ours, peer: ours >= peer + 1.5, "1.5 points above")
+    return Case(said, data, few(data), bag_of_words, peer, check, retry="Encountered NaN")
+
+
+def accuracies(holds, words):
+    def check(ours, peer):
+        said = f"accuracy {ours:.1f} against {peer:.1f}"
+        assert holds(ours, peer), f"{said}: not {words}"
+        return said
+
+    return check
+
+
+def route_sklearn():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import LinearSVC
+
+    def peer(texts, labels, more, held):
+        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LinearSVC(random_state=0))
+        return right(model.fit(texts, labels).predict(more), held)
+
+    data, said = news()
+    check = accuracies(lambda ours, peer: ours >= peer - 0.3, "within 0.3")
+    return Case(said, data, few(data), bag_of_words, peer, check)
+
+
+def encoding(threads):
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from ftnb.bert import MINILM, Encoder, find_checkpoint
+    from ftnb.core import set_threads
+
+    set_threads(threads)
+    assert torch.get_num_threads() == threads
+    encoder = Encoder()
+    theirs = SentenceTransformer(str(find_checkpoint(MINILM)), device="cpu")
+    texts, said = texts_only(2_000)
+
+    def check(a, b):
+        worst = float(abs(a - b).max())
+        assert a.shape == b.shape and worst < 1e-5, f"vectors differ by {worst:.1e}"
+        return f"vectors within {worst:.0e}"
+
+    return Case(said, (texts,), (texts[:16],), encoder.encode,
+                lambda texts: theirs.encode(texts, show_progress_bar=False,
+                                            normalize_embeddings=True), check)
+
+
+CORES = min(2, os.cpu_count() or 1)
+SKLEARN = "scikit-learn"
+BENCHMARKS = {
+    "control": Benchmark(control, (0.8, 1.25), 1, SKLEARN),
+    "features": Benchmark(lambda: features(1), (20.0, None), 1, SKLEARN),
+    "features-2-threads": Benchmark(lambda: features(CORES), (20.0, None), CORES, SKLEARN),
+    "features-sorted": Benchmark(lambda: features(1, ordered=True), (1.0, None), 1, SKLEARN),
+    "route-fasttext": Benchmark(lambda: route_fasttext(CORES), (1.0, None), CORES, "fasttext"),
+    "route-sklearn": Benchmark(route_sklearn, (3.0, None), CORES, SKLEARN),
+    "encoding": Benchmark(lambda: encoding(CORES), (1.2, None), CORES,
+                          "sentence-transformers transformers"),
+}
+
+
+# ---------------------------------------------------------------- one process, one measurement
+
+
+def timings(case: Case, rounds: int) -> dict:
+    "Warm up, then both sides in turns; the answers of the first turn are compared."
+    sides, wrong, agreed = {"ours": case.ours, "peer": case.peer}, "", ""
+    for run in sides.values():
+        timed(warm_up(case), run)
+    seconds = {name: [] for name in sides}
+    for turn in range(rounds):
+        answers = {}
+        for name, run in sides.items():
+            took, answers[name] = timed(case, run)
+            seconds[name].append(took)
+        if turn == 0:
+            try:
+                agreed = case.check(answers["ours"], answers["peer"])
+            except AssertionError as e:
+                wrong = " ".join(str(e).split())[:200] or "the answers differ"
+    return dict(data=case.said, seconds=seconds, agreed=agreed, wrong=wrong, notes=case.notes)
+
+
+def warm_up(case: Case) -> Case:
+    "The same work on little data: libraries load, kernels compile."
+    return replace(case, data=case.small, notes=[])
+
+
+def timed(case: Case, run: Callable, attempts: int = 10):
+    "Seconds and answer of one turn; a turn that ends in the peer's known error is repeated."
+    for _ in range(attempts):
+        began = time.perf_counter()
+        try:
+            answer = run(*case.data)
+        except RuntimeError as e:
+            if not case.retry or not str(e).startswith(case.retry):
+                raise
+            case.notes.append(f"repeated after the peer's {str(e)!r}")
+            continue
+        return time.perf_counter() - began, answer
+    raise RuntimeError(f"{attempts} turns in a row ended in {case.retry!r}")
+
+
+def memory(case: Case, side: str) -> dict:
+    "Peak memory of one side, above the warm process."
+    from ftnb.core import Cost
+
+    run = getattr(case, side)
+    timed(warm_up(case), run)
+    with Cost() as cost:
+        timed(case, run)
+    return dict(peak_mb=cost.peak_mb)
+
+
+def child(name: str, part: str, out: str, rounds: int):
+    "Body of a measuring process: write the result, or why there is none."
+    try:
+        case = BENCHMARKS[name].make()
+        result = timings(case, rounds) if part == "time" else memory(case, part)
+    except ModuleNotFoundError as e:
+        if e.name not in EXTRA:
+            raise
+        result = dict(missing="peer not installed: pip install ftnb[bench]")
+    Path(out).write_text(json.dumps(result))
+
+
+# ---------------------------------------------------------------- the parent
+
+
+def measure(name: str, part: str, rounds: int = 1) -> dict:
+    "Run one measuring process."
+    threads = str(BENCHMARKS[name].threads)
+    fixed = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    env = os.environ | {key: threads for key in fixed} | {"TOKENIZERS_PARALLELISM": "true",
+                                                         "RAYON_NUM_THREADS": threads,
+                                                         "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [sys.executable, __file__, f"--rounds={rounds}", "--part", name, part, str(out)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            return dict(failed=last[:300])
+        return json.loads(out.read_text())
+
+
+def benchmark(name: str, rounds: int) -> dict:
+    "All measurements of one benchmark as one row."
+    about = BENCHMARKS[name]
+    row = dict(name=name, threads=about.threads, bar=about.bar,
+               versions={p: installed(p) for p in about.packages.split()},
+               load_before=round(os.getloadavg()[0], 2))
+    row |= measure(name, "time", rounds)
+    if "seconds" not in row:
+        return row | dict(verdict=row.get("missing") or f"failed: {row['failed']}")
+    ours, peer = row["seconds"]["ours"], row["seconds"]["peer"]
+    pairs = [b / a for a, b in zip(ours, peer, strict=True)]
+    ratio = statistics.median(peer) / statistics.median(ours)
+    row |= dict(ratio=ratio, lowest=min(pairs), highest=max(pairs))
+    row["peak_mb"] = {side: measure(name, side).get("peak_mb") for side in ("ours", "peer")}
+    return row | dict(verdict=verdict(row))
+
+
+def verdict(row: dict) -> str:
+    low, high = row["bar"]
+    if row["wrong"]:
+        return f"answers: {row['wrong']}"
+    if row["ratio"] < low or (high and row["ratio"] > high):
+        return f"bar missed ({bar(row)})"
+    return "ok"
+
+
+def bar(row: dict) -> str:
+    low, high = row["bar"]
+    return f"{low:g} to {high:g}" if high else f">= {low:g}x"
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+COLUMNS = ("benchmark", "data", "threads", "ours s", "peer s", "ratio (min-max)", "bar",
+           "ours MB", "peer MB", "answers", "peer", "verdict")
+
+
+def cells(row: dict) -> list[str]:
+    peer = ", ".join(f"{name} {v}" for name, v in row["versions"].items())
+    if "seconds" not in row:
+        nothing = ["-"] * 3
+        return [row["name"], "-", str(row["threads"]), *nothing, bar(row), *nothing, peer,
+                row["verdict"]]
+    median = {side: statistics.median(s) for side, s in row["seconds"].items()}
+    mb = ["?" if row["peak_mb"][s] is None else f"{row['peak_mb'][s]:.0f}" for s in median]
+    notes = f"; {len(row['notes'])} turns {row['notes'][0]}" if row["notes"] else ""
+    return [row["name"], row["data"], str(row["threads"]), f"{median['ours']:.3f}",
+            f"{median['peer']:.3f}",
+            f"{row['ratio']:.2f} ({row['lowest']:.2f}-{row['highest']:.2f})", bar(row), *mb,
+            (row["agreed"] or "differ") + notes, peer, row["verdict"]]
+
+
+def markdown(rows: list[dict], about: dict, rounds: int) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v != "absent")
+    lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
+    lines += [" | ".join(c.replace("|", "/") for c in cells(row)) for row in rows]
+    table = "\n".join(f"| {line} |" for line in lines)
+    return (f"{table}\n\nMedians of {rounds} turns; ratio = peer / ours; MB = peak above the warm "
+            f"process. {about['processor']}, {about['cores']} cores; {versions}.\n")
+
+
+def show(rows: list[dict]):
+    "The table, as wide as it needs to be when written to a file."
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*COLUMNS, show_lines=True)
+    for row in rows:
+        colour = "green" if row["verdict"] == "ok" else "red"
+        *most, last = cells(row)
+        table.add_row(*most, f"[{colour}]{last}[/]")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each ({ROUNDS})")
+    parser.add_argument("--list", action="store_true", help="names of the benchmarks")
+    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.part:
+        child(*asked.part, asked.rounds)
+        return 0
+    if asked.list:
+        print("\n".join(BENCHMARKS))
+        return 0
+    unknown = [name for name in asked.names if name not in BENCHMARKS]
+    if unknown:
+        print(f"no benchmark {unknown[0]!r}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    rows = []
+    for name in asked.names or BENCHMARKS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        rows.append(benchmark(name, asked.rounds))
+    about, date = environment(), datetime.now().strftime("%Y-%m-%dT%H%M%S")
+    stem = ROOT / "runs" / "bench" / date
+    record = dict(date=date, rounds=asked.rounds, environment=about, rows=rows)
+    write_text(f"{stem}.json", json.dumps(record, indent=1) + "\n")
+    write_text(f"{stem}.md", markdown(rows, about, asked.rounds))
+    show(rows)
+    print(f"kept in {stem.relative_to(ROOT)}.json and .md")
+    return int(any(row["verdict"] != "ok" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
