@@ -164,7 +164,8 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "valida
 
 def _column(columns, wanted: str | None, guesses: tuple, role: str, name: str, avoid=None) -> str:
     "The name of the text or label column; UserError naming the columns if it is not there."
-    there = ", ".join(map(str, columns))
+    there = ", ".join(" ".join(str(c).split())[:40] for c in [*columns][:20])
+    there += f" and {len(columns) - 20} more" if len(columns) > 20 else ""
     if wanted is not None:
         if wanted in columns:
             return wanted
@@ -208,7 +209,7 @@ def _is_number(value: str) -> bool:
 
 def _sorted_names(labels) -> list[str]:
     names = set(labels)
-    return sorted(names, key=float) if all(map(_is_number, names)) else sorted(names)
+    return sorted(sorted(names), key=float) if all(map(_is_number, names)) else sorted(names)
 
 # %% ../nbs/02_data.ipynb #3dc61813
 def _drop_unusable(texts: list, labels: list, name: str, notes: list) -> np.ndarray:  # bool
@@ -352,6 +353,8 @@ def _entry(name: str) -> dict:
 # %% ../nbs/02_data.ipynb #b2ed9d24
 def _places(name: str, file: dict) -> dict:  # "mirror" and "cache" -> Path
     mirror = os.environ.get("FTNB_MIRROR")
+    if mirror and not Path(mirror).expanduser().is_dir():
+        raise UserError(f"FTNB_MIRROR names {mirror!r}, which is no folder; mend it or unset it")
     places = {"mirror": Path(mirror).expanduser() / name / file["path"]} if mirror else {}
     return places | {"cache": cache_dir("data") / name / file["path"]}
 

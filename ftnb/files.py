@@ -34,7 +34,7 @@ _MARKS = (  # byte order marks; UTF-32 first, since its mark begins with that of
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_OTHERS = ["cp1252", "cp1250", "cp1251", "koi8_r", "big5", "cp932"]
+_OTHERS = ["cp1252", "cp1250", "cp1251", "koi8_r", "big5", "cp932", "gb18030"]
 
 
 def _decodes(raw: bytes, encoding: str) -> bool:
@@ -45,12 +45,22 @@ def _decodes(raw: bytes, encoding: str) -> bool:
         return False
 
 
-def _utf16_without_mark(raw: bytes) -> str | None:
-    "Plain letters in UTF-16 have a zero in every other byte."
+def _utf16_by_zeros(raw: bytes) -> str | None:
+    "Plain letters in UTF-16 have a zero byte, always on the same side of the letter."
     even, odd = raw[0::2].count(0), raw[1::2].count(0)
-    if max(even, odd) < 0.1 * len(raw):
+    if max(even, odd) <= max(0.1 * len(raw), 10 * min(even, odd)):
         return None
     return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def _utf16_by_characters(raw: bytes) -> str | None:
+    "Chinese in UTF-16 has few zeros; but read the wrong way round it is a jumble of scripts."
+    latin, other = r"\t\n\r -~\u00a0-\u024f\u0370-\u052f", r"\u2010-\u203b\u3000-\u30ff"
+    common = f"[{latin}{other}\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]"
+    for name in ("utf-16-le", "utf-16-be") if 0 in raw else ():
+        text = raw[: len(raw) // 2 * 2].decode(name, "replace")
+        if len(re.findall(common, text)) > 0.95 * len(text):
+            return name
 
 
 def _east_asian_pairs(raw: bytes) -> str | None:
@@ -73,9 +83,12 @@ def detect_encoding(
     for mark, name in _MARKS:
         if raw.startswith(mark):
             return name
-    guess = _utf16_without_mark(raw[:100_000])
+    guess = _utf16_by_zeros(raw[:100_000])
     if guess or _decodes(raw, "utf-8"):
         return guess or "utf-8"
+    guess = _utf16_by_characters(raw[:100_000])
+    if guess and _decodes(raw, guess):
+        return guess
     if _nearly_utf8(raw):
         return "utf-8"
     guess = _east_asian_pairs(raw[:1_000_000])
@@ -84,7 +97,7 @@ def detect_encoding(
 
 def _nearly_utf8(raw: bytes) -> bool:
     "UTF-8 with a few damaged bytes: whole characters outnumber the damage ten to one."
-    text = raw.decode("utf-8", "replace")
+    text = raw[:10_000_000].decode("utf-8", "replace")
     bad = text.count("\ufffd")
     return sum(ch > "\x7f" for ch in text) - bad > 10 * bad
 
@@ -136,6 +149,8 @@ def _decode(raw: bytes, encoding: str | None, name: str, notes: list) -> str:
         raise UserError(f"{name} cannot be read as {encoding}: {e}; leave encoding out") from None
     if not encoding and found not in ("utf-8", "utf-8-sig"):
         notes.append(f"read as {found}, detected from the bytes")
+    if "\0" in text:
+        raise UserError(f"{name} holds zero bytes, so it is no table of text; is it another format?")
     bad = text.count("\ufffd")
     if bad:
         notes.append(f"{bad:,} damaged or undecodable characters stand as \ufffd")

@@ -443,6 +443,15 @@ def test_chinese_encodings(tmp_path, encoding):
     assert corpus.label_names == ["坏", "好"] and corpus.texts[0] == "房间很干净，服务不错 0"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "gb18030"])
+def test_few_plain_letters(tmp_path, encoding):
+    "UTF-16 without a mark and almost without zeros; traditional characters in GB18030."
+    poem = "一一鵝鵝鵝曲項向天歌白毛浮綠水紅掌撥清波" * 9
+    text = "文本,標籤\n" + "".join(f"{poem}第{i}首,{i % 2}\n" for i in range(40))
+    corpus = read_table(write(tmp_path, text, encoding=encoding), text="文本", label="標籤")
+    assert corpus.texts[0] == f"{poem}第0首"
+
+
 def test_latin1_and_a_named_encoding(tmp_path):
     text = "text,label\n" + "".join(
         f"café très bon {i},{'oui non'.split()[i % 2]}\n" for i in range(40)
@@ -627,3 +636,18 @@ def test_module_is_quiet_and_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert done.returncode == 0 and not done.stderr
+
+
+def test_binary_files_and_wide_headers_are_refused_in_one_line(tmp_path):
+    head = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
+    for raw in (head, b"PK\x03\x04" + bytes(64), bytes(1000), b"\x80\x04\x95\x00\x00\x00\x00"):
+        with pytest.raises(UserError) as e:
+            read_table(write(tmp_path, raw))
+        assert "\n" not in str(e.value) and len(str(e.value)) < 300
+    with pytest.raises(UserError, match="and 480 more") as e:
+        read_table(write(tmp_path, ",".join(f'"c\n{i}"' for i in range(500)) + "\n"))
+    assert "\n" not in str(e.value)
+
+
+def test_equal_numbers_written_twice_keep_one_order():
+    assert data._sorted_names(["1", "01", "1.0", "2"]) == ["01", "1", "1.0", "2"]

@@ -1,5 +1,6 @@
 """Downloads over the loopback: resumed, verified, safe for two processes; hostile archives."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -304,3 +305,26 @@ def test_broken_archives(tmp_path):
             list(files.members(tmp_path / name))
     with pytest.raises(UserError, match="gzip"):
         files.gunzip(gzip.compress(b"x" * 9000)[:-12])
+
+
+def test_interrupt_keeps_what_has_come(server, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def impatient(name):
+        def report(done, total):
+            raise KeyboardInterrupt
+
+        yield report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_bar", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            get(server, tmp_path)
+    assert (tmp_path / "a.bin.part").stat().st_size == 1 << 16
+    assert get(server, tmp_path).read_bytes() == BODY
+    assert server.log[-1][1] == f"bytes={1 << 16}-"
+
+
+def test_a_mirror_that_is_not_there_is_told(toys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FTNB_MIRROR", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="no folder"):
+        data.load("toy")
