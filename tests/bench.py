@@ -333,7 +333,7 @@ def benchmark(name: str, rounds: int) -> dict:
 def verdict(row: dict) -> str:
     low, high = row["bar"]
     if row["wrong"]:
-        return f"answers: {row['wrong']}"
+        return "answers differ"
     if row["ratio"] < low or (high and row["ratio"] > high):
         return f"bar missed ({bar(row)})"
     return "ok"
@@ -367,7 +367,7 @@ def cells(row: dict) -> list[str]:
     return [row["name"], row["data"], str(row["threads"]), f"{median['ours']:.3f}",
             f"{median['peer']:.3f}",
             f"{row['ratio']:.2f} ({row['lowest']:.2f}-{row['highest']:.2f})", bar(row), *mb,
-            (row["agreed"] or "differ") + notes, peer, row["verdict"]]
+            (row["agreed"] or row["wrong"]) + notes, peer, row["verdict"]]
 
 
 def markdown(rows: list[dict], about: dict, rounds: int) -> str:
