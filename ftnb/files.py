@@ -62,7 +62,7 @@ def _utf16_by_characters(raw: bytes) -> str | None:
         if len(re.findall(common, text)) > 0.95 * len(text):
             return name
 
-
+# %% ../nbs/01_files.ipynb #979f4a14
 def _east_asian_pairs(raw: bytes) -> str | None:
     "gb18030, euc_kr or euc_jp if nine in ten high bytes stand in pairs of their common rows."
     pairs = re.findall(rb"[\xa1-\xa9\xb0-\xd7][\xa1-\xfe]", raw)
@@ -150,7 +150,7 @@ def _decode(raw: bytes, encoding: str | None, name: str, notes: list) -> str:
     if not encoding and found not in ("utf-8", "utf-8-sig"):
         notes.append(f"read as {found}, detected from the bytes")
     if "\0" in text:
-        raise UserError(f"{name} holds zero bytes, so it is no table of text; is it another format?")
+        raise UserError(f"{name} holds zero bytes, so it is no text; is it another format?")
     bad = text.count("\ufffd")
     if bad:
         notes.append(f"{bad:,} damaged or undecodable characters stand as \ufffd")

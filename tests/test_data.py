@@ -1,6 +1,9 @@
 """Readers against the data mirror and against tiny bytes; splits; faults of a user's table."""
 
+import csv
+import io
 import json
+import random
 import subprocess
 import sys
 
@@ -299,6 +302,8 @@ def test_the_rest(mirrored):
         data.load_table("sst2")
     with pytest.raises(UserError, match="its files are: ETTh1.csv"):
         data.load_table("ett", "ETTm1.csv")
+    articles = load("wikitext2")
+    assert counts(articles) == {"train": 0, "valid": 60, "test": 60}
     shakespeare = load("tiny_shakespeare")
     assert "".join(s[0] for s in shakespeare.split).lstrip("t").lstrip("v").strip("t") == ""
     assert load("imdb_counterfactual", subset="new").texts != load("imdb_counterfactual").texts
@@ -651,3 +656,43 @@ def test_binary_files_and_wide_headers_are_refused_in_one_line(tmp_path):
 
 def test_equal_numbers_written_twice_keep_one_order():
     assert data._sorted_names(["1", "01", "1.0", "2"]) == ["01", "1", "1.0", "2"]
+
+
+def test_whatever_a_csv_writer_writes_is_read_back(tmp_path):
+    rng = random.Random(1)
+    signs = [
+        "a",
+        "b",
+        " ",
+        ",",
+        ";",
+        "\t",
+        "|",
+        '"',
+        "\n",
+        "\r\n",
+        "é",
+        "中",
+        "'",
+        "\u2028",
+        "\x85",
+    ]
+    for _ in range(40):
+        rows = [("".join(rng.choices(signs, k=20)) + f"#{k}", rng.choice("xy")) for k in range(50)]
+        out = io.StringIO(newline="")
+        writer = csv.writer(out, delimiter=rng.choice(",;\t|"), quoting=rng.choice([0, 1, 2]))
+        writer.writerows([("text", "label"), *rows])
+        encoding = rng.choice(["utf-8", "utf-8-sig", "utf-16"])
+        corpus = read_table(write(tmp_path, out.getvalue(), encoding=encoding))
+        assert corpus.texts == [text for text, _ in rows]
+
+
+def test_random_bytes_never_crash(tmp_path):
+    rng = random.Random(2)
+    for i in range(300):
+        name = "t" + rng.choice([".csv", ".tsv", ".jsonl", ".json", ".parquet", ".csv.gz"])
+        words = rng.choices(["text", "label", ",", "\n", "{", "}", "[", '"', ":", "中"], k=60)
+        raw = rng.randbytes(rng.randint(0, 300)) if i % 2 else "".join(words).encode()
+        with pytest.raises(UserError) as e:
+            read_table(write(tmp_path, raw, name))
+        assert "\n" not in str(e.value)
