@@ -253,7 +253,7 @@ def _text_tags(tags, requires_fit=True):
     return tags
 
 
-def _check_ngrams(ngram_range, n_features, analyzer, threads):
+def _check_ngrams(ngram_range, n_features, analyzer, threads, norm=None):
     low_high = tuple(ngram_range) if isinstance(ngram_range, (tuple, list)) else ()
     if len(low_high) != 2 or not 1 <= low_high[0] <= low_high[1]:
         raise UserError(f"ngram_range must be (low, high), 1 <= low <= high, not {ngram_range!r}")
@@ -263,6 +263,8 @@ def _check_ngrams(ngram_range, n_features, analyzer, threads):
         raise UserError(f"analyzer must be word, char or byte, not {analyzer!r}")
     if threads < 1:
         raise UserError(f"threads must be at least 1, not {threads}")
+    if norm not in (None, "l1", "l2"):
+        raise UserError(f"norm must be None, 'l1' or 'l2', not {norm!r}")
 
 # %% ../nbs/11_bow.ipynb #e8deb521
 class HashedNgrams(TransformerMixin, BaseEstimator):
@@ -285,9 +287,7 @@ class HashedNgrams(TransformerMixin, BaseEstimator):
 
     def fit(self, X, y=None):
         "Check the parameters; nothing is learnt."
-        _check_ngrams(self.ngram_range, self.n_features, self.analyzer, self.threads)
-        if self.norm not in (None, "l1", "l2"):
-            raise UserError(f"norm must be None, 'l1' or 'l2', not {self.norm!r}")
+        _check_ngrams(self.ngram_range, self.n_features, self.analyzer, self.threads, self.norm)
         return self
 
     def transform(self, X):  # -> CSR float32 (n, n_features)
@@ -393,6 +393,7 @@ def ratio_model(
 
 # %% ../nbs/11_bow.ipynb #4af06eb2
 _WEIGHTING = {"svm": "tfidf", "logreg": "tfidf", "nb": "count", "nbsvm": "nb"}
+_C = {"svm": 1.0, "logreg": 10.0, "nb": 1.0, "nbsvm": 1.0}  # by cross-validation on training texts
 
 
 def _chosen_weighting(head, weighting):
@@ -496,8 +497,9 @@ def _learn(model, counts, codes, seed):
         raise UserError(f"{k:,} classes times {m:,} features take over 8 GB: lower n_features")
     if weighting == "tfidf":
         model.idf_ = idf_weights(_keep_columns(counts, model.columns_))
-    X, numbers = _features(model, counts), (model.C, model.alpha, model.beta)
-    coef, intercept = _solve(X, codes, k, model.head, weighting, *numbers, seed)
+    X, C = _features(model, counts), _C[model.head] if model.C is None else model.C
+    numbers = C, model.alpha, model.beta, seed
+    coef, intercept = _solve(X, codes, k, model.head, weighting, *numbers)
     model.coef_, model.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
     model.n_parameters_ = int(coef.size + intercept.size)
     kept = [getattr(model, name, np.empty(0)) for name in
@@ -509,7 +511,7 @@ def _learn(model, counts, codes, seed):
 def _check_model(model):
     _check_ngrams(model.ngram_range, model.n_features, model.analyzer, model.threads)
     _chosen_weighting(model.head, model.weighting)
-    if not (model.C > 0 and model.alpha > 0 and 0 <= model.beta <= 1):
+    if not ((model.C is None or model.C > 0) and model.alpha > 0 and 0 <= model.beta <= 1):
         raise UserError(f"C and alpha must be positive and beta between 0 and 1, not "
                         f"{model.C}, {model.alpha}, {model.beta}")
     if model.calibration not in (None, "temperature"):
@@ -611,11 +613,11 @@ class BagOfWordsClassifier(_LinearText, ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         ngram_range=(1, 2),  # shortest and longest n-gram
-        n_features=2**18,  # hash columns; those that training does not use cost nothing
+        n_features=2**20,  # hash columns; those that training does not use cost nothing
         analyzer="word",  # "word", "char" or "byte"
         weighting="auto",  # "tfidf", "count", "binary", "nb"; auto: the natural one of the head
         head="svm",  # "svm", "logreg", "nb" or "nbsvm"
-        C=1.0,  # svm, logreg, nbsvm: larger fits the training texts more closely
+        C=None,  # larger fits the training texts more closely; None: 10 for logreg, else 1
         alpha=1.0,  # nb, nbsvm: smoothing
         beta=0.25,  # nbsvm: 0 is naive Bayes, 1 is the SVM
         sublinear=True,  # tfidf: 1 + ln(count)
