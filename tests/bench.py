@@ -382,12 +382,13 @@ def markdown(rows: list[dict], about: dict, rounds: int) -> str:
 def show(rows: list[dict]):
     "The table, as wide as it needs to be when written to a file."
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*COLUMNS, show_lines=True)
     for row in rows:
         colour = "green" if row["verdict"] == "ok" else "red"
-        *most, last = cells(row)
+        *most, last = map(escape, cells(row))
         table.add_row(*most, f"[{colour}]{last}[/]")
     console = Console()
     if not console.is_terminal:
