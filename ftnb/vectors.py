@@ -330,8 +330,7 @@ def _read(folder, kind: str) -> tuple[dict, dict]:  # tensors, about
 class SkipGram:
     "Word vectors by skip-gram with negative sampling (Mikolov et al. 2013b, eq. 4)."
 
-    settings = ("dim", "window", "negatives", "epochs", "min_count", "subsample", "lr", "threads",
-                "random_state")
+    settings = "dim window negatives epochs min_count subsample lr threads random_state".split()
 
     def __init__(
         self,
@@ -436,16 +435,16 @@ def auto_epochs(
     return min(50, max(8, round(2_000_000 / max(1, n_words))))
 
 
-def _vectors_for(model, texts, seed) -> "SkipGram":
-    "The vectors that a classifier asks for: given, read from a folder, or trained on its texts."
+def _vectors_for(model, texts, seed) -> SkipGram:
+    "The vectors that a classifier asks for: given, in a folder, or trained on its texts."
     if model.vectors == "skipgram":
         n_words = int(count_words(texts)[1][-1])
         if not n_words:
             raise UserError("the texts hold no words at all: nothing to train word vectors on")
-        return SkipGram(
-            model.dim, model.window, model.negatives, model.epochs or auto_epochs(n_words),
-            model.min_count, lr=model.lr or 0.05, threads=model.threads, random_state=seed,
-        ).fit(texts)
+        passes = model.epochs or auto_epochs(n_words)
+        settings = dict(lr=model.lr or 0.05, threads=model.threads, random_state=seed)
+        shape = model.dim, model.window, model.negatives, passes, model.min_count
+        return SkipGram(*shape, **settings).fit(texts)
     if isinstance(model.vectors, (str, Path)):
         return SkipGram.from_pretrained(model.vectors)
     if not hasattr(model.vectors, "words"):
@@ -457,9 +456,8 @@ def _fit_linear(model, texts, y, seed):
     "Word vectors, then logistic regression on the text vectors."
     given = _vectors_for(model, texts, seed)
     ids, offsets = without_unknown(*word_ids(texts, given.words))
-    weights = np.ones(len(given.words), np.float32)
-    if model.pooling == "idf":
-        weights = idf_weights(ids, offsets, len(weights))
+    idf = idf_weights(ids, offsets, len(given.words))
+    weights = idf if model.pooling == "idf" else np.ones_like(idf)
     X = text_vectors(ids, offsets, given.vectors, weights).astype(np.float64)
     scale = StandardScaler().fit(X)
     with threadpoolctl.threadpool_limits(model.threads):
@@ -494,24 +492,25 @@ def with_bigrams(
 class BagDataset:
     "Texts as bags of row numbers with their classes, in the form that `train.fit` reads."
 
-    def __init__(self, ids, offsets, y):  # int64 (m,); int64 (n + 1,); int64 (n,)
+    def __init__(self, ids, offsets, y, rows=None):  # (m,), (n + 1,), (n,); rows: some of the n
         self.ids, self.offsets, self.y = ids, offsets, y
+        self.rows = np.arange(len(y)) if rows is None else rows
 
     def __len__(self):
-        return len(self.y)
+        return len(self.rows)
 
     def batch(self, rows):
         "ids of the rows' texts, where each text starts, and their classes, as tensors."
         import torch
 
-        rows = np.asarray(rows)
+        rows = self.rows[rows]
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         starts = np.cumsum(lengths) - lengths
         places = np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - starts, lengths)
-        parts = self.ids[places].astype(np.int64), starts, self.y[rows]
-        return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
+        parts = self.ids[places], starts, self.y[rows]
+        return tuple(torch.from_numpy(np.asarray(part, np.int64)) for part in parts)
 
-
+# %% ../nbs/12_vectors.ipynb #6309bc2d
 def embedding_bag(
     n_rows: int,  # words and buckets
     dim: int,
@@ -563,32 +562,18 @@ def _fit_joint(model, texts, y, seed):
     if not words:
         raise _too_rare(model.min_count)
     bag = with_bigrams(*word_ids(texts, words), len(words), model.n_buckets)
-    data = BagDataset(*bag, y.astype(np.int64))
     net = embedding_bag(len(words) + model.n_buckets, model.dim, int(y.max()) + 1, seed)
     train, held = _held_out(len(y), model.validation, np.random.default_rng(seed))
     stop, epochs = {}, model.epochs or joint_epochs(len(train))
     if len(held):
-        batch = data.batch(held)
+        batch = BagDataset(*bag, y).batch(held)
         loss = lambda net: {"loss": float(bag_loss(net, batch))}  # noqa: E731
         stop = dict(patience=max(3, epochs // 10), validate=loss)
-    fit(net, _Rows(data, train), bag_loss, epochs=epochs, batch_size=32,
+    fit(net, BagDataset(*bag, y, train), bag_loss, epochs=epochs, batch_size=32,
         lr=model.lr or 0.01, optimizer="sparse_adam", weight_decay=0.0, clip=None, seed=seed,
         progress=model.progress, desc="embedding bag", **stop)
     vectors, coef, intercept = (p.detach().numpy().copy() for p in net.parameters())
     return words, vectors, np.ones(len(vectors), np.float32), coef, intercept
-
-
-class _Rows:
-    "Some rows of a dataset."
-
-    def __init__(self, data, rows):
-        self.data, self.rows = data, rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def batch(self, rows):
-        return self.data.batch(self.rows[rows])
 
 # %% ../nbs/12_vectors.ipynb #e576dfc5
 _ARRAYS = ("vectors", "weights", "coef", "intercept")  # what a fitted classifier consists of
@@ -619,21 +604,7 @@ def _fit_classifier(model, texts, labels):
     model.n_parameters_ = sum(getattr(model, f"{name}_").size for name in _ARRAYS)
     model.size_bytes_ = _size_bytes(model)
 
-
-def _scores(model, texts):  # -> (n, classes) float64
-    "Linear scores of texts; the logarithm of the odds, up to a shift."
-    check_is_fitted(model)
-    found = word_ids(check_texts(texts), model.words_)
-    bag = with_bigrams(*found, len(model.words_), len(model.vectors_) - len(model.words_))
-    vectors = text_vectors(*bag, model.vectors_, model.weights_)
-    return (vectors @ model.coef_.T + model.intercept_).astype(np.float64)
-
-
-def _softmax(scores):
-    e = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
+# %% ../nbs/12_vectors.ipynb #c0fecc6d
 def _about(model) -> dict:
     "What is stored beside the arrays."
     given = {k: v.item() if isinstance(v, np.generic) else v for k, v in model.get_params().items()}
@@ -663,7 +634,21 @@ def _size_bytes(model) -> int:
     text = json.dumps(_about(model), ensure_ascii=False)
     return sum(getattr(model, f"{name}_").nbytes for name in _ARRAYS) + len(text.encode())
 
-# %% ../nbs/12_vectors.ipynb #c0fecc6d
+# %% ../nbs/12_vectors.ipynb #7de6e804
+def _scores(model, texts):  # -> (n, classes) float64
+    "Linear scores of texts; the logarithm of the odds, up to a shift."
+    check_is_fitted(model)
+    found = word_ids(check_texts(texts), model.words_)
+    bag = with_bigrams(*found, len(model.words_), len(model.vectors_) - len(model.words_))
+    vectors = text_vectors(*bag, model.vectors_, model.weights_)
+    return (vectors @ model.coef_.T + model.intercept_).astype(np.float64)
+
+
+def _softmax(scores):
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
 class _SavedClassifier(ClassifierMixin, BaseEstimator):
     "Saving, loading and scikit-learn's description of the input."
 
@@ -681,7 +666,7 @@ class _SavedClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string, tags.input_tags.two_d_array = True, False
         return tags
 
-
+# %% ../nbs/12_vectors.ipynb #15041f9b
 class WordVectorClassifier(_SavedClassifier):
     "Classify texts by the mean of their word vectors; a scikit-learn estimator over raw strings."
 
