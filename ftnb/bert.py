@@ -59,8 +59,8 @@ def weight_files(
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as e:
         raise UserError(f"cannot read {path}: {e}; is the folder a complete checkpoint?") from e
 
 # %% ../nbs/22_bert.ipynb #4c782af3

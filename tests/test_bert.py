@@ -1,0 +1,314 @@
+"""bert: the same numbers as Hugging Face, and checkpoints that are missing, damaged or out of reach."""
+
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_bert import TEXTS, tiny_checkpoint, tiny_config, tiny_tokenizer
+
+from ftnb.bert import (
+    MINILM_PACKAGE, Bert, BertConfig, Encoder, batches_by_length, encode_ids, find_checkpoint,
+    known_digest, load_tokenizer, mean_pool, pad, token_ids, unknown_share, weight_files,
+)  # fmt: skip
+from ftnb.core import UserError
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def auto_model(folder, **options):
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(folder, use_safetensors=True, **options).eval()
+
+
+def real_texts(n):
+    "Docstrings of the libraries at hand, short and long ones in turn."
+    found = {inspect.getdoc(x) or "" for m in (np, torch, torch.nn) for x in vars(m).values()
+             if isinstance(x, type | types.FunctionType | types.BuiltinFunctionType)}  # fmt: skip
+    found = sorted(found - {""}, key=lambda t: (len(t), t))
+    return [found[int(i)] for i in np.linspace(0, len(found) - 1, n)]
+
+
+# --- the same numbers -----------------------------------------------------------------------------
+
+
+def test_hidden_states_are_hugging_face_s_on_real_texts_of_all_lengths():
+    folder = find_checkpoint()
+    ours, theirs = Bert.from_pretrained(folder), auto_model(folder)
+    rows = token_ids(real_texts(40), load_tokenizer(folder, 512))
+    lengths = [len(r) for r in rows]
+    assert min(lengths) < 10 and max(lengths) == 512 and len(set(lengths)) > 20
+    for batch in batches_by_length(lengths, 2048):
+        ids, mask = pad([rows[i] for i in batch])
+        full = torch.ones_like(ids) if mask is None else mask
+        with torch.inference_mode():
+            a = ours(ids, mask)
+            b = theirs(input_ids=ids, attention_mask=full.long())
+            assert (ours.pool(a) - b.pooler_output).abs().max() < 1e-5
+        assert (a - b.last_hidden_state)[full.bool()].abs().max() < 1e-5
+
+
+def test_float64_segments_and_gradients_are_hugging_face_s(tiny):
+    ours, theirs = Bert.from_pretrained(tiny).double(), auto_model(tiny, dtype=torch.float64)
+    ids, mask = pad(token_ids(TEXTS, load_tokenizer(tiny, 64)))
+    segments = (torch.arange(ids.shape[1]) > 4).long().expand_as(ids)
+    a = ours(ids, mask, segments)
+    b = theirs(input_ids=ids, attention_mask=mask.long(), token_type_ids=segments).last_hidden_state
+    assert (a - b)[mask.bool()].abs().max() < 1e-13
+    weight = mask[..., None] * torch.randn(a.shape, dtype=a.dtype)
+    (a * weight).sum().backward()
+    (b * weight).sum().backward()
+    grads = dict(theirs.named_parameters())
+    for i, layer in enumerate(ours.layers):
+        name = f"encoder.layer.{i}.attention.self.%s.weight"
+        joined = torch.cat([grads[name % part].grad for part in ("query", "key", "value")])
+        torch.testing.assert_close(layer.attention.qkv.weight.grad, joined)
+    theirs_rows = grads["embeddings.word_embeddings.weight"].grad
+    torch.testing.assert_close(ours.embeddings.token.weight.grad, theirs_rows)
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+def test_each_activation_is_hugging_face_s(tmp_path, act):
+    folder = tiny_checkpoint(tmp_path, hidden_act=act)
+    ids = torch.arange(5, 35).reshape(3, 10)
+    with torch.inference_mode():
+        a = Bert.from_pretrained(folder)(ids)
+        torch.testing.assert_close(a, auto_model(folder)(input_ids=ids).last_hidden_state)
+
+
+def test_saved_by_us_loaded_by_auto_model_and_back(tiny, tmp_path):
+    theirs = auto_model(tiny)
+    theirs.save_pretrained(tmp_path / "back")
+    a, b = Bert.from_pretrained(tiny).state_dict(), Bert.from_pretrained(tmp_path / "back").state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+    stored = load_file(tiny / "model.safetensors")
+    assert stored.keys() == {k for k in theirs.state_dict() if "position_ids" not in k}
+
+
+def test_other_spellings_of_the_published_names(tiny, tmp_path):
+    "A prefix, gamma and beta, half precision, no pooler, heads of another task, shards."
+    stored = load_file(tiny / "model.safetensors")
+    spelt = {}
+    for name, tensor in stored.items():
+        if not name.startswith("pooler"):
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            spelt["bert." + old.replace("LayerNorm.bias", "LayerNorm.beta")] = tensor.half()
+    spelt["cls.predictions.bias"] = torch.zeros(200)
+    shutil.copy(tiny / "config.json", tmp_path)
+    names, where = sorted(spelt), {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        save_file({n: spelt[n] for n in part}, tmp_path / f"model-{i}.safetensors")
+        where |= dict.fromkeys(part, f"../elsewhere/model-{i}.safetensors")  # only names are used
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert [p.parent for p in weight_files(tmp_path)] == [tmp_path] * 2
+    model = Bert.from_pretrained(tmp_path)
+    assert model.pooler is None and model.embeddings.token.weight.dtype == torch.float32
+    ids = torch.arange(5, 15)[None]
+    torch.testing.assert_close(model(ids), Bert.from_pretrained(tiny)(ids), atol=0.05, rtol=0.05)
+
+
+def test_training_does_not_touch_the_file(tiny):
+    before = (tiny / "model.safetensors").read_bytes()
+    model = Bert.from_pretrained(tiny)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert (tiny / "model.safetensors").read_bytes() == before
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+def test_padding_and_company_do_not_matter(tiny):
+    encoder = Encoder(tiny, max_length=16)
+    together = encoder.encode([*TEXTS, "", "lamp " * 90], normalize=False)
+    alone = [encoder.encode([t], normalize=False)[0] for t in [*TEXTS, "", "lamp " * 90]]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    small = encoder.encode(TEXTS, normalize=False, tokens=20)
+    np.testing.assert_allclose(small, together[: len(TEXTS)], atol=1e-5)
+
+
+def test_what_stands_at_a_padded_place_does_not_matter(tiny):
+    model, (ids, mask) = Bert.from_pretrained(tiny), pad([[2, 9, 3], [2, 8, 7, 6, 3]])
+    other = ids.masked_fill(mask == 0, 150)
+    with torch.inference_mode():
+        assert torch.equal(mean_pool(model(ids, mask), mask), mean_pool(model(other, mask), mask))
+
+
+def test_sentence_vectors_are_the_mean_of_hugging_face_s_hidden_states():
+    folder, texts = find_checkpoint(), real_texts(12)
+    ours = Encoder(folder, max_length=256).encode(texts)
+    theirs = auto_model(folder)
+    for row, vector in zip(token_ids(texts, load_tokenizer(folder, 256)), ours, strict=True):
+        with torch.inference_mode():
+            mean = theirs(input_ids=torch.tensor([row])).last_hidden_state[0].mean(0)
+        assert np.abs((mean / mean.norm()).numpy() - vector).max() < 1e-5
+
+
+def test_odd_texts(tiny):
+    encoder = Encoder(tiny, max_length=16)
+    odd = ["", " \n", "\x00", "half \ud800 surrogate", "电影不好看", "x" * 1_000_000, "🙂" * 50]
+    vectors = encoder.encode(odd)
+    assert vectors.shape == (7, 32) and np.isfinite(vectors).all()
+    assert encoder.encode([]).shape == (0, 32)
+    for wrong in ("one text", [1, 2], [None], [b"bytes"]):
+        with pytest.raises(UserError):
+            encoder.encode(wrong)
+    assert encode_ids(encoder.bert, [[2, 3]]).shape == (1, 32)
+
+
+def test_unknown_share(tiny):
+    tokenizer = load_tokenizer(tiny, 16)
+    assert unknown_share(TEXTS, tokenizer) == 0 and unknown_share([""], tokenizer) == 0
+    assert unknown_share(["电影", "the lamp"], tokenizer) == 0.5
+
+
+def test_tokeniser_from_a_plain_vocabulary(tiny, tmp_path):
+    vocab = tiny_tokenizer().get_vocab()
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(vocab, key=vocab.get)) + "\n")
+    ids = token_ids(TEXTS, load_tokenizer(tmp_path, 16))
+    assert ids == token_ids(TEXTS, load_tokenizer(tiny, 16))
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+def test_a_folder_is_taken_as_it_is(tiny):
+    assert find_checkpoint(str(tiny)) == tiny.resolve()
+
+
+def test_the_package_is_found_and_its_digest_is_asked_once(cache, monkeypatch):
+    folder = find_checkpoint("all-MiniLM-L6-v2")
+    assert folder == find_checkpoint() and folder.parent.name == MINILM_PACKAGE
+    monkeypatch.setattr("ftnb.bert.file_digest", lambda path: pytest.fail("hashed again"))
+    assert find_checkpoint() == folder
+    assert MINILM_PACKAGE not in sys.modules, "the package's code was run"
+
+
+def test_damaged_weights_are_refused(cache, tmp_path, monkeypatch):
+    model = tmp_path / MINILM_PACKAGE / "model"
+    model.mkdir(parents=True)
+    (tmp_path / MINILM_PACKAGE / "__init__.py").write_text("raise SystemExit('imported')")
+    shutil.copytree(find_checkpoint(), model, dirs_exist_ok=True)
+    with open(model / "model.safetensors", "r+b") as f:
+        f.seek(-1000, 2)
+        byte = f.read(1)
+        f.seek(-1000, 2)
+        f.write(bytes([byte[0] ^ 1]))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_checkpoint()
+    assert "SHA-256" in one_line(caught)
+
+
+def test_a_changed_file_is_hashed_again(cache, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    first = known_digest(path)
+    path.write_bytes(b"abcd")
+    assert known_digest(path) != first
+    for kept in (cache / "digests").iterdir():
+        kept.write_text("damaged")
+    path.write_bytes(b"abc")
+    assert known_digest(path) == first
+
+
+@pytest.mark.parametrize("how", ["offline", "unreachable"])
+def test_no_network_is_one_line(tmp_path, how):
+    "In a process of its own: huggingface_hub reads its settings when it is imported."
+    code = (
+        "import sys; from ftnb.bert import find_checkpoint; from ftnb.core import UserError\n"
+        "try: find_checkpoint('someone/some-model', 'v1')\n"
+        "except UserError as e: print(e); sys.exit(2)"
+    )
+    away = {"HF_HUB_OFFLINE": "1"} if how == "offline" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    env = os.environ | {"HF_HOME": str(tmp_path), "FTNB_CACHE": str(tmp_path / "c")}
+    env = {k: v for k, v in env.items() if "HUB_OFFLINE" not in k and "proxy" not in k.lower()}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=env | away, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stdout.count("\n") == 1 and "someone/some-model at revision v1" in ran.stdout
+
+
+def test_missing_and_foreign_checkpoints(tiny, tmp_path):
+    with pytest.raises(UserError) as caught:
+        find_checkpoint("./not/there")
+    one_line(caught)
+    (tmp_path / "pickle").mkdir()
+    shutil.copy(tiny / "config.json", tmp_path / "pickle")
+    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(UserError) as caught:
+        find_checkpoint(tmp_path / "pickle")
+    assert "safetensors" in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model_type": "gpt2"}, {"position_embedding_type": "relative_key"}, {"is_decoder": True},
+     {"hidden_act": "swish"}, {"hidden_size": 33}, {"hidden_size": 64}],
+)  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_refused(tiny, tmp_path, change):
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    about = json.loads((tiny / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError) as caught:
+        Bert.from_pretrained(tmp_path)
+    one_line(caught)
+
+
+def test_damaged_files_are_one_line_each(tiny, tmp_path):
+    cut = (tiny / "model.safetensors").read_bytes()
+    lacking = load_file(tiny / "model.safetensors")
+    del lacking["encoder.layer.1.attention.self.key.bias"]
+    save_file(lacking, tmp_path / "lacking")
+    damage = {
+        "model.safetensors": [b"", cut[: len(cut) // 2], (tmp_path / "lacking").read_bytes()],
+        "config.json": [b"", b"[]", b"{", b"\xff"],
+        "tokenizer.json": [b"", b"{}"],
+    }
+    for name, contents in damage.items():
+        for content in contents:
+            folder = tmp_path / "damaged"
+            shutil.copytree(tiny, folder, dirs_exist_ok=True)
+            (folder / name).write_bytes(content)
+            with pytest.raises(UserError) as caught:
+                Encoder(folder, max_length=16)
+            one_line(caught)
+
+
+def test_too_long_and_misshapen_input(tiny):
+    model = Bert.from_pretrained(tiny)
+    for ids in (torch.zeros(1, 65, dtype=torch.long), torch.zeros(5, dtype=torch.long)):
+        with pytest.raises(UserError):
+            model(ids)
+    with pytest.raises(UserError):
+        Encoder(tiny, max_length=65)
+
+
+def test_configuration_round_trip(tmp_path):
+    config = tiny_config(hidden_act="relu", pad_token_id=1)
+    Bert(config).save_pretrained(tmp_path)
+    assert BertConfig.from_pretrained(tmp_path) == config
