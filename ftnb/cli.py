@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'Json', 'Debug', 'Version', 'say', 'show', 'answering', 'data_list', 'table', 'data_show',
            'data_get', 'data_verify', 'parse_parameters', 'run', 'split_list', 'parse_caps', 'default_out',
-           'compare_parameters', 'progress_of', 'compare', 'run_comparison', 'version_line', 'main']
+           'compare_parameters', 'kernel_kept_quiet', 'progress_of', 'compare', 'run_comparison', 'version_line',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #bdd9dde3
 import contextlib
@@ -125,7 +126,7 @@ def _table_or_set(name: str, text: str, label: str):
 
     return read_table(name, text=text or None, label=label or None) if is_path(name) else load(name)
 
-
+# %% ../nbs/90_cli.ipynb #d99f8a89
 def _facts(corpus, rows: int) -> dict:
     "What `data show` says, as plain values."
     import numpy as np
@@ -223,7 +224,8 @@ def run(
 
         values = parse_parameters(parameter or [])
         bar = sys.stderr.isatty() and not as_json
-        folder = run_notebook(notebook, values, size=size, out=out or None, progress=bar)
+        with contextlib.nullcontext() if bar or debug else kernel_kept_quiet():
+            folder = run_notebook(notebook, values, size=size, out=out or None, progress=bar)
         facts = json.loads((folder / "record.json").read_text("utf-8"))
         show({"folder": str(folder)} | facts, as_json, lambda: print(folder))
 
@@ -269,40 +271,56 @@ def compare_parameters(
 
     notebook = find_notebook("39_compare")
     values = parameters_of(notebook) | size_parameters(notebook, size)
+    if corpora and size != "smoke":  # the limits of a size are for its own corpora
+        values |= {"train_limit": 0, "test_limit": 0}
     values |= {k: v for k, v in given.items() if v not in ("", [], {}, None)}
     names = corpora or values["corpora"]
     values["corpora"] = [str(Path(n).resolve()) if is_path(n) else n for n in names]
     values |= {"size": size, "out": str(out.resolve())}
-    apart = ("corpora", "text", "label", "out")
-    check_settings({k: v for k, v in values.items() if k not in apart})
+    of_input = ("text", "label", "drop_rare")
+    check_settings({k: v for k, v in values.items() if k not in ("corpora", "out", *of_input)})
     for name in values["corpora"]:
-        open_corpus(name, values.get("text", ""), values.get("label", ""))
+        open_corpus(name, *(values[k] for k in of_input))
     return values
+
+# %% ../nbs/90_cli.ipynb #8b41712c
+@contextlib.contextmanager
+def kernel_kept_quiet(on: bool = True):
+    "Turn file descriptor 2 away while a kernel runs; yields a stream to the real stderr."
+    sys.stderr.flush()
+    with open(os.dup(2), "w", buffering=1) as real, open(os.devnull, "wb") as nowhere:
+        try:
+            if on:
+                os.dup2(nowhere.fileno(), 2)
+            yield real
+        finally:
+            real.flush()
+            os.dup2(real.fileno(), 2)
 
 
 @contextlib.contextmanager
-def progress_of(out: Path, on: bool):
-    "Show how far the study in `out` is, while the block runs."
-    if not on:
-        yield
-        return
+def progress_of(out: Path, stream):
+    "Show how far the study in `out` is, while the block runs; `stream`: None for no bar."
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(out / "progress.json", done), daemon=True)
-    watcher.start()
+    state = out / "progress.json"
+    watcher = threading.Thread(target=_watch, args=(state, done, stream), daemon=True)
+    if stream:
+        watcher.start()
     try:
         yield
     finally:
         done.set()
-        watcher.join()
+        if stream:
+            watcher.join()
 
-# %% ../nbs/90_cli.ipynb #739ec938
-def _watch(path: Path, done: threading.Event):
+# %% ../nbs/90_cli.ipynb #4462c302
+def _watch(path: Path, done: threading.Event, stream):
     "A bar that follows the state file; its forecast counts work, not tasks."
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     times = TimeElapsedColumn(), "left", TimeRemainingColumn()
-    with Progress(BarColumn(), "{task.description}", *times, console=Console(stderr=True)) as bar:
+    with Progress(BarColumn(), "{task.description}", *times, console=Console(file=stream)) as bar:
         task = bar.add_task("starting", total=None)
         while not done.wait(0.5):
             with contextlib.suppress(OSError, ValueError):
@@ -311,7 +329,7 @@ def _watch(path: Path, done: threading.Event):
                 done_so_far, all_work = s["effort_done"], s["effort_total"]
                 bar.update(task, description=words, completed=done_so_far, total=all_work)
 
-
+# %% ../nbs/90_cli.ipynb #eb541917
 def _print_comparison(result: dict, out: Path):
     "The short table and the path."
     from ftnb.compare import percent, price, recommend, seconds, train_rows
@@ -328,12 +346,14 @@ def _print_comparison(result: dict, out: Path):
         table(head, rows, f"{found['name']}: {found['n_test']:,} test texts")
         for sentence in recommend(found):
             print(f"- {sentence.replace('**', '')}")
+        for note in found["notes"]:
+            print(f"- Note: {note}")
         for f in found["failures"]:
             which = f"{f['family']}, {f['n_train']} rows, seed {f['seed']}"
             say(f"not finished: {which}: {f['reason']}")
     print(f"Report: {out / 'index.html'}")
 
-# %% ../nbs/90_cli.ipynb #eb541917
+# %% ../nbs/90_cli.ipynb #390710e7
 @app.command(
     "compare",
     epilog="Examples: ftnb compare | ftnb compare sst2 --families bow,frozen | "
@@ -343,6 +363,7 @@ def compare(
     corpora: Annotated[list[str] | None, Argument(help="Names of sets, or tables.")] = None,
     text: Annotated[str, Option(help="Column of the text, for tables.")] = "",
     label: Annotated[str, Option(help="Column of the label, for tables.")] = "",
+    drop_rare: Annotated[bool, Option(help="Leave out classes with one example.")] = False,
     size: Annotated[str, Option(help="smoke, cpu or gpu.")] = "cpu",
     families: Annotated[str, Option(help="Some of bow,vectors,chars,bytes,frozen,full.")] = "",
     seeds: Annotated[int | None, Option(help="Trainings per family and size.")] = None,
@@ -359,18 +380,18 @@ def compare(
     "Which representation suits your labelled texts, and what does each cost?"
     given = dict(text=text, label=label, seeds=seeds, test_limit=test_limit, workers=workers)
     given |= dict(families=split_list(families), train_sizes=split_list(train_sizes))
-    given |= dict(train_limit=train_limit, threads=threads)
+    given |= dict(train_limit=train_limit, threads=threads, drop_rare=drop_rare)
     with answering(debug, kept="Finished parts are kept; the same command continues."):
         given["caps"] = parse_caps(cap or [])
         bar = sys.stderr.isatty() and not as_json
-        result, folder = run_comparison(corpora or [], size, out, given, bar)
+        result, folder = run_comparison(corpora or [], size, out, given, bar, debug)
         show(result, as_json, lambda: _print_comparison(result, folder))
         if any(found["failures"] for found in result["corpora"]):
             raise Exit(1)
 
-# %% ../nbs/90_cli.ipynb #390710e7
+# %% ../nbs/90_cli.ipynb #bb81f29f
 def run_comparison(
-    corpora: list[str], size: str, out: str, given: dict, bar: bool
+    corpora: list[str], size: str, out: str, given: dict, bar: bool, debug: bool = False
 ) -> tuple[dict, Path]:  # what results.json holds, and its folder
     "Check the input, run the notebook by papermill, and lay it beside its report."
     import shutil
@@ -380,13 +401,13 @@ def run_comparison(
     values = compare_parameters(corpora, size, Path(out or "."), given)
     folder = Path(out) if out else default_out(values["corpora"])
     values["out"] = str(folder.resolve())
-    with progress_of(folder, bar):
+    with kernel_kept_quiet(not debug) as real, progress_of(folder, real if bar else None):
         run_folder = run_notebook("39_compare", values, size=size, out=folder / "runs")
     for name in ("39_compare.ipynb", "record.json"):
         shutil.copyfile(run_folder / name, folder / name)
     return json.loads((folder / "results.json").read_text("utf-8")), folder
 
-
+# %% ../nbs/90_cli.ipynb #5fd0ec50
 def version_line(on: bool):
     "Print the version and stop."
     if on:

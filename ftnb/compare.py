@@ -7,9 +7,10 @@ __all__ = ['DAMAGE', 'COLOURS', 'MARKERS', 'STYLE', 'MACROS', 'SECTION', 'PAGE',
            'mean_f1', 'with_interval', 'make_row', 'paired_scores', 'tested', 'about', 'summarise', 'mistakes',
            'shorten', 'crossing', 'rule_best', 'price', 'rule_cheapest', 'rule_fast', 'rule_few_labels', 'with_damage',
            'rule_robust', 'rule_warnings', 'recommend', 'percent', 'points', 'seconds', 'plot_curves', 'plot_cost',
-           'plot_robustness', 'save_figure', 'quality_table', 'train_rows', 'curve_table', 'cost_table', 'short',
-           'robust_table', 'mistake_table', 'section', 'render_page', 'conditions_line', 'method_lines', 'compare',
-           'check_settings', 'check_caps', 'needed_bytes', 'report_on', 'write_report', 'as_csv']
+           'plot_robustness', 'save_figure', 'render_table', 'quality_table', 'train_rows', 'curve_table', 'cost_table',
+           'short', 'robust_table', 'mistake_table', 'section', 'render_page', 'conditions_line', 'reading_limits',
+           'method_lines', 'compare', 'check_settings', 'check_caps', 'needed_bytes', 'report_on', 'write_report',
+           'as_csv']
 
 # %% ../nbs/39_compare.ipynb #30498191
 import csv
@@ -25,8 +26,8 @@ from ftnb.metrics import (
     bootstrap_interval, holm, mcnemar, paired_bootstrap, seed_interval
 )
 from ftnb.study import (
-    CAPS, FAMILIES, check_families, only_one, open_corpus, plan, prepare, read_result,
-    resolve_sizes, run_chains, slug,
+    CAPS, FAMILIES, check_families, family_settings, only_one, open_corpus, plan, prepare,
+    read_result, resolve_sizes, run_chains, slug,
 )
 
 # %% ../nbs/39_compare.ipynb #4acacb82
@@ -161,7 +162,7 @@ def about(corpus, material: dict) -> dict:
         "robust_rows": min(material["robust"], len(y)),
     }
 
-
+# %% ../nbs/39_compare.ipynb #b3292e18
 def summarise(
     material: dict,  # from `prepare`
     corpus,  # the data.Corpus it came from
@@ -316,8 +317,7 @@ def rule_few_labels(found: dict) -> str | None:
     where = crossing(sizes, ahead)
     if where:
         return f"{said}; the curves cross near {float(f'{where:.2g}'):,.0f} rows."
-    still = "still ahead" if ahead[-1] > 0 else "behind"
-    return f"{said}; with {sizes[-1]:,} rows it is {still} ({100 * ahead[-1]:+.1f} points)."
+    return f"{said}; with {sizes[-1]:,} rows it is at {100 * ahead[-1]:+.1f} points."
 
 # %% ../nbs/39_compare.ipynb #166d52f1
 DAMAGE = {"typos": "10 % typos", "upper": "capitals", "nonce": "10 % unknown words"}
@@ -338,7 +338,7 @@ def rule_robust(found: dict, most: float = 0.05) -> list[str]:
             said.append(f"**Rough text:** {row['title']} loses {', '.join(heavy)}.")
     return said
 
-
+# %% ../nbs/39_compare.ipynb #55d89b5e
 def rule_warnings(found: dict) -> list[str]:
     "What must be said beside the numbers."
     said = []
@@ -467,12 +467,10 @@ def plot_robustness(found: dict):  # -> matplotlib Figure
     "Accuracy on texts as they are and in three damaged forms, a group of bars for each family."
     fig, ax = _axes()
     rows, kinds = with_damage(found), {"none": "as they are"} | DAMAGE
-    hatches = ("", "///", "...", "xx")
     for i, (kind, title) in enumerate(kinds.items()):
         heights = [100 * r["robust"][kind] for r in rows]
         where = np.arange(len(rows)) + 0.2 * (i - 1.5)
-        grey = str(0.35 + 0.17 * i)
-        ax.bar(where, heights, 0.18, color=grey, hatch=hatches[i], edgecolor="white", label=title)
+        ax.bar(where, heights, 0.18, color=str(0.2 + 0.2 * i), label=title)
     titles = [r["title"].replace(", ", ",\n") for r in rows]
     ax.set_xticks(range(len(rows)), titles, fontsize=8)
     ax.set(ylabel="accuracy (%)", ylim=(0, 100))
@@ -572,6 +570,13 @@ PAGE = (
 )
 
 # %% ../nbs/39_compare.ipynb #e92cd5df
+def render_table(table: dict) -> str:
+    "One table of the page as HTML; every cell is escaped."
+    from jinja2 import Environment
+
+    return Environment(autoescape=True).from_string(MACROS + "{{ table(t) }}").render(t=table)
+
+
 def quality_table(rows: list[dict], title: str) -> dict:
     "How good: a table for the template, best family first."
     head = [
@@ -788,6 +793,16 @@ def conditions_line(study: dict) -> str:
     )
 
 # %% ../nbs/39_compare.ipynb #468e111f
+def reading_limits(settings: dict) -> list[str]:
+    "Which families read only the beginning of a text, at this size."
+    read = {f: family_settings(f, settings["size"]).get("max_length") for f in settings["families"]}
+    return [
+        f"{FAMILIES[f]['title']} reads the first {n:,} {FAMILIES[f]['pieces']} of a text."
+        for f, n in read.items()
+        if n
+    ]
+
+# %% ../nbs/39_compare.ipynb #9eea6ae4
 def method_lines(study: dict) -> list[str]:
     "How the numbers came about, in sentences."
     s = study["settings"]
@@ -805,6 +820,7 @@ def method_lines(study: dict) -> list[str]:
         "named by the test set flatters it a little.",
         "Seconds are from a busy or a quiet machine as it was: compare them with each other, not "
         "with other reports.",
+        *reading_limits(s),
         "Rules of the recommendation: level means a corrected p of 0.05 or more; fast means 10 ms "
         "for one text; rough text is reported from a loss of 5 points.",
     ]
@@ -815,11 +831,12 @@ def compare(
     out: str | Path,  # folder for the report and the finished tasks
     text: str = "",  # column of the text, for tables
     label: str = "",  # column of the label, for tables
+    drop_rare: bool = False,  # leave out classes with one example, for tables
     **settings,  # see DEFAULTS
 ) -> dict:  # what results.json holds
     "Compare the families on the corpora; finished tasks in `out` are used again. Raises UserError."
     s = check_settings(settings)
-    opened = [open_corpus(name, text, label) for name in corpora]
+    opened = [open_corpus(name, text, label, drop_rare) for name in corpora]
     limits = s["train_limit"], s["test_limit"], s["robust_limit"]
     materials = [prepare(c, *limits) for c in opened]
     which = s["families"], s["train_sizes"], s["seeds"], s["size"], s["caps"], s["threads"]
@@ -866,7 +883,7 @@ def check_caps(size: str, caps: dict) -> dict:
         raise UserError("a cap must be 2 rows or more, or 0 for none")
     return {family: n for family, n in (CAPS[size] | caps).items() if n}
 
-
+# %% ../nbs/39_compare.ipynb #d08c7dd0
 def needed_bytes(materials: list[dict], chains: list[dict]) -> int:
     "Room that a study needs on its disk: the results, the report and its figures."
     tasks = sum(len(c["tasks"]) for c in chains)
