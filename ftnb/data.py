@@ -30,6 +30,7 @@ from ftnb.files import (
     gunzip,
     members,
     read_columns,
+    writing_cache,
 )
 
 # %% ../nbs/02_data.ipynb #3fd298ab
@@ -107,7 +108,8 @@ def _systematic(
 ) -> np.ndarray:  # (n,) bool, in each class floor or ceiling of share * size
     "Take a share of each class by systematic sampling along the rows sorted by class."
     order = np.lexsort((rng.random(len(strata)), strata))
-    walk = np.floor(np.arange(len(strata) + 1) * share + rng.random() + 1e-9)
+    walk = np.arange(len(strata) + 1) * share + rng.random()
+    walk = np.floor(walk + 1e-9)  # 0.1 * 30 is a little less than 3 in floating point
     taken = np.zeros(len(strata), dtype=bool)
     taken[order] = np.diff(walk) > 0
     return taken
@@ -356,7 +358,8 @@ def _places(name: str, file: dict) -> dict:  # "mirror" and "cache" -> Path
     if mirror and not Path(mirror).expanduser().is_dir():
         raise UserError(f"FTNB_MIRROR names {mirror!r}, which is no folder; mend it or unset it")
     places = {"mirror": Path(mirror).expanduser() / name / file["path"]} if mirror else {}
-    return places | {"cache": cache_dir("data") / name / file["path"]}
+    with writing_cache():
+        return places | {"cache": cache_dir("data") / name / file["path"]}
 
 
 def _local(name: str, file: dict) -> Path | None:
@@ -370,9 +373,10 @@ def _local(name: str, file: dict) -> Path | None:
                 raise UserError(f"the data mirror's {name}/{file['path']} is wrong: {fault}; "
                                 "replace it, or unset FTNB_MIRROR")
             logging.getLogger("ftnb").warning("%s in the cache is wrong: %s; removed", path, fault)
-            path.unlink()
+            with writing_cache():
+                path.unlink()
 
-
+# %% ../nbs/02_data.ipynb #5d1831f4
 def _obtain(name: str, file: dict, tries: int = 4) -> Path:
     "A file of a set: from the mirror, the cache or its address. Raises UserError, Unreachable."
     path = _local(name, file)
@@ -712,9 +716,10 @@ def _load_hotline(entry: dict, seed: int, valid: float, test: float, n: int = 40
     split = stratified_split(true, texts, valid, test, seed)
     given = [names.index(row["label"]) for row in rows]
     extra = {c: [row[c] for row in rows] for c in rows[0] if c not in ("text", "label")}
-    note = "train and valid labels carry 3 % noise as marked; test labels are the true intents"
+    notes = ["train and valid labels carry 3 % noise as marked; test labels are the true intents",
+             "split at random: the clauses of test calls occur in train too (see extra['clauses'])"]
     return Corpus(entry["name"], texts, np.where(split == "test", true, given), names, split,
-                  entry["language"], entry["licence"], extra, [note])
+                  entry["language"], entry["licence"], extra, notes)
 
 # %% ../nbs/02_data.ipynb #df5249c2
 _MADE = {"docstrings": _load_docstrings, "hotline": _load_hotline}

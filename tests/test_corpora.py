@@ -13,7 +13,7 @@ from ftnb import corpora
 from ftnb.core import UserError
 
 # 300 calls, seed 0; changes only with the generator's words or rules
-GOLDEN = "97dd421a303b53074f0cb954b66744e081d3f7d8620e4c6739fbccbc36c46f86"
+GOLDEN = "9077257687805f9e1f0a382eeea09e19e0fcf92bac3f2c768576eff5acba47a2"
 
 
 def digest(rows):
@@ -223,3 +223,16 @@ def test_masking():
     assert corpora.mask_names("TorchScript in sklearn_extra") == "<lib>Script in <lib>_extra"
     assert corpora.mask_names("a b", ()) == "a b"
     assert corpora.mask_names("c++ and c", ("c++",)) == "<lib> and c"
+
+
+def test_a_cache_that_may_not_be_written_to(cache, one_library, monkeypatch):
+    rows = corpora.docstring_rows(libraries=["networkx"])
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied", str(cache))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert corpora.docstring_rows(libraries=["networkx"]) == rows, "reading needs no lock"
+    with pytest.raises(UserError, match="FTNB_CACHE") as e:
+        corpora.docstring_rows(libraries=["networkx"], refresh=True)
+    assert "\n" not in str(e.value)

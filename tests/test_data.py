@@ -696,3 +696,15 @@ def test_random_bytes_never_crash(tmp_path):
         with pytest.raises(UserError) as e:
             read_table(write(tmp_path, raw, name))
         assert "\n" not in str(e.value)
+
+
+def test_a_cache_that_may_not_be_made(monkeypatch, tmp_path):
+    def refuse(path, *args, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.delenv("FTNB_MIRROR", raising=False)
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(UserError, match="FTNB_CACHE") as e:
+        load("trec6")
+    assert "\n" not in str(e.value)

@@ -1,6 +1,7 @@
 """Downloads over the loopback: resumed, verified, safe for two processes; hostile archives."""
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -328,3 +329,14 @@ def test_a_mirror_that_is_not_there_is_told(toys, monkeypatch, tmp_path):
     monkeypatch.setenv("FTNB_MIRROR", str(tmp_path / "absent"))
     with pytest.raises(UserError, match="no folder"):
         data.load("toy")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_not_be_written_to_is_one_line(server, tmp_path, monkeypatch, code):
+    def refuse(path, *args, **options):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(UserError) as e:
+        get(server, tmp_path)
+    assert "FTNB_CACHE" in one_line(e) and os.strerror(code) in str(e.value)
