@@ -206,8 +206,14 @@ def unknown_share(
 ) -> float:  # between 0 and 1; high: the checkpoint was made for another language
     "The share of tokens that the vocabulary cannot spell; the marks around a text are not counted."
     unknown = {tokenizer.token_to_id(mark) for mark in ("[UNK]", "<unk>")} - {None}
-    ids = [e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    read = tokenizer.encode_batch_fast(_whole(texts), add_special_tokens=False)
+    ids = [e.ids for e in read]
     return sum(i in unknown for row in ids for i in row) / max(1, sum(map(len, ids)))
+
+
+def _whole(texts) -> list[str]:
+    "Half surrogate pairs become question marks: they are no text, and the tokeniser refuses them."
+    return [t.encode("utf-8", "replace").decode("utf-8") for t in texts]
 
 # %% ../nbs/22_bert.ipynb #1cfa4f60
 class Embeddings(nn.Module):
@@ -448,8 +454,7 @@ def token_ids(
 ) -> list[list[int]]:
     "Token numbers of each text, cut at the tokeniser's length. Raises UserError for non-strings."
     texts = check_texts(texts) if len(texts) else []
-    clean = [t.encode("utf-8", "replace").decode("utf-8") for t in texts]  # no half surrogates
-    return [e.ids for e in tokenizer.encode_batch_fast(clean)]
+    return [e.ids for e in tokenizer.encode_batch_fast(_whole(texts))]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""bert: the same numbers as Hugging Face, and checkpoints that are missing, damaged or out of reach."""
+"""bert: Hugging Face's numbers; checkpoints that are missing, damaged or out of reach."""
 
 import inspect
 import json
@@ -15,8 +15,20 @@ from safetensors.torch import load_file, save_file
 from tiny_bert import TEXTS, tiny_checkpoint, tiny_config, tiny_tokenizer
 
 from ftnb.bert import (
-    MINILM_PACKAGE, Bert, BertConfig, Encoder, batches_by_length, encode_ids, find_checkpoint,
-    known_digest, load_tokenizer, mean_pool, pad, token_ids, unknown_share, weight_files,
+    MINILM_PACKAGE,
+    Bert,
+    BertConfig,
+    Encoder,
+    batches_by_length,
+    encode_ids,
+    find_checkpoint,
+    known_digest,
+    load_tokenizer,
+    mean_pool,
+    pad,
+    token_ids,
+    unknown_share,
+    weight_files,
 )  # fmt: skip
 from ftnb.core import UserError
 
@@ -96,7 +108,7 @@ def test_each_activation_is_hugging_face_s(tmp_path, act):
 def test_saved_by_us_loaded_by_auto_model_and_back(tiny, tmp_path):
     theirs = auto_model(tiny)
     theirs.save_pretrained(tmp_path / "back")
-    a, b = Bert.from_pretrained(tiny).state_dict(), Bert.from_pretrained(tmp_path / "back").state_dict()
+    a, b = (Bert.from_pretrained(f).state_dict() for f in (tiny, tmp_path / "back"))
     assert all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
     stored = load_file(tiny / "model.safetensors")
     assert stored.keys() == {k for k in theirs.state_dict() if "position_ids" not in k}

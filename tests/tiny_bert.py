@@ -15,7 +15,8 @@ MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS = [
     "the street lamp is broken", "no light in our street", "the lamp flickers at night",
     "it is dark, the light is out", "the bus is late again", "no bus came this morning",
-    "the tram and the bus are full", "our bus stop is gone", "the bin is full", "nobody took the bin",
+    "the tram and the bus are full", "our bus stop is gone",
+    "the bin is full", "nobody took the bin",
     "waste lies by the river", "please empty the waste bin",
 ]  # fmt: skip
 LABELS = ["light"] * 4 + ["bus"] * 4 + ["waste"] * 4
