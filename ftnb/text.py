@@ -99,7 +99,7 @@ def decode_at(
     high = 0x9F if b == 0xED else 0x8F if b == 0xF4 else 0xBF
     if second < low or second > high:
         return -1, 1
-    code = b & (0xFF >> (n + 1))
+    code = b & (0xFF >> (n + 1))  # the bits of the first byte behind its marks
     for k in range(1, n):
         if buffer[i + k] & 0xC0 != 0x80:
             return -1, 1
