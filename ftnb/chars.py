@@ -155,11 +155,12 @@ class Sequences:
 # %% ../nbs/13_chars.ipynb #1234af60
 def _hold_back(y, share: float, rng) -> np.ndarray:  # bool (n,)
     "Rows for validation: a share of each class; none if that makes fewer than ten."
-    held = np.zeros(len(y), bool)
-    for c in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == c))
-        held[rows[: int(round(share * len(rows)))]] = True
-    return held if held.sum() >= 10 else np.zeros(len(y), bool)
+    order, counts = rng.permutation(len(y)), np.bincount(y)
+    order = order[np.argsort(y[order], kind="stable")]  # class by class, shuffled within each
+    place = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = np.empty(len(y), bool)
+    held[order] = place < np.rint(share * counts)[y[order]]
+    return held & (held.sum() >= 10)
 
 
 def _logits(net, data: Sequences, size: int = 128) -> np.ndarray:  # (n, classes)
@@ -193,7 +194,7 @@ def _threads(n: int | None):
 def _check_settings(one):
     "Raise UserError for settings that cannot work."
     whole = ("kernel", "dim", "width", "n_symbols", "epochs", "batch_size")
-    small = [name for name in whole if getattr(one, name) < 1]
+    small = [k for k in whole if getattr(one, k) is not None and getattr(one, k) < 1]
     rules = {
         f"unit must be 'char' or 'byte', not {one.unit!r}": one.unit in ("char", "byte"),
         f"{', '.join(small)} must be at least 1": not small,
@@ -222,6 +223,11 @@ def _new_net(one) -> CharNet:
                    one.noise)  # fmt: skip
 
 # %% ../nbs/13_chars.ipynb #d54aba73
+def _enough_epochs(n: int) -> int:
+    "Epochs for `n` texts: 60,000 texts seen in all, within 8 and 40 epochs."
+    return min(40, max(8, round(60_000 / n)))
+
+
 def _fit(one, texts, labels):
     "Choose symbols, hold back rows, train, keep the best epoch."
     _check_settings(one)
@@ -241,14 +247,14 @@ def _fit(one, texts, labels):
         one.net_ = _new_net(one)
         one.history_ = train(
             one.net_, data, lambda net, batch: F.cross_entropy(net(*batch[:2]), batch[2]),
-            epochs=one.epochs, lr=one.lr, batch_size=one.batch_size, lengths=data.lengths,
+            epochs=one.epochs or _enough_epochs(len(data)), lr=one.lr, batch_size=one.batch_size, lengths=data.lengths,
             validate=(lambda net: _validation_loss(net, valid)) if len(valid) else None,
             patience=one.patience if len(valid) else None, seed=seed, device=one.device,
             progress=one.progress, desc=f"{one.unit}s",
         )  # fmt: skip
     return _measured(one)
 
-
+# %% ../nbs/13_chars.ipynb #a4f86e81
 def _measured(one):
     "Set the attributes that say how large the fitted model is."
     tensors = list(one.net_.state_dict().values())
@@ -310,15 +316,15 @@ class CharClassifier(ClassifierMixin, BaseEstimator):
         self,
         unit="char",  # "char" or "byte"
         max_length=None,  # symbols read of a text; None: 300 characters or 600 bytes
-        n_symbols=4000,  # at most so many characters are known, the most frequent
+        n_symbols=2500,  # at most so many characters are known, the most frequent
         lowercase=True,
-        dim=64,  # filters of the first layer
+        dim=256,  # filters of the first layer
         width=128,  # filters of each further layer
         kernel=7,  # symbols under the window of the first layer
-        layers=1,  # further layers
-        dropout=0.4,  # share of the filters left out while training
+        layers=0,  # further layers
+        dropout=0.5,  # share of the filters left out while training
         noise=0.05,  # share of the symbols read as unknown while training
-        epochs=12, lr=0.008, batch_size=32,  # at most; highest; texts
+        epochs=None, lr=0.004, batch_size=16,  # None: 8 to 40, the more the fewer texts
         validation=0.1, patience=3,  # share held back; epochs without improvement, then stop
         random_state=None, threads=None, device="cpu", progress=False,
     ):  # fmt: skip
@@ -329,7 +335,8 @@ class CharClassifier(ClassifierMixin, BaseEstimator):
     fit, predict_proba, save_pretrained = _fit, _probabilities, _save
 
     def predict(self, texts):
-        return self.classes_[self.predict_proba(texts).argmax(1)]
+        best = self.predict_proba(texts).argmax(1)
+        return self.classes_[best]
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):

@@ -1,0 +1,217 @@
+"""The character model: hostile texts, saved files, scikit-learn's contract."""
+
+import json
+import time
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from estimator_checks import CHECKS, sklearn_checks
+from sklearn.base import clone
+
+from ftnb.chars import (
+    POOL,
+    CharClassifier,
+    CharNet,
+    Sequences,
+    choose_symbols,
+    encode,
+    filter_windows,
+    lookup,
+)
+from ftnb.core import UserError
+
+TEXTS = """no water today|the water is brown|water tap leaks|停水了|水管坏了|water?
+lamp is out|street lamp broken|the lamp blinks|路灯坏了|灯不亮|lamp!""".replace("\n", "|").split("|")
+LABELS = ["water"] * 6 + ["light"] * 6
+
+
+def tiny(unit="char", **more):
+    settings = dict(dim=8, width=8, epochs=2, batch_size=4, random_state=0, threads=1) | more
+    return CharClassifier(unit, **settings)
+
+
+@pytest.mark.parametrize("unit", ["char", "byte"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
+def test_contract(check, unit):
+    check(lambda: tiny(unit), TEXTS, LABELS)
+
+
+@pytest.mark.parametrize("name, check", sklearn_checks(tiny()), ids=lambda x: str(x)[:60])
+def test_scikit_learns_own(name, check):
+    check()
+
+
+@pytest.mark.parametrize("unit", ["char", "byte"])
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_learns_and_survives_saving(tmp_path, unit, layers):
+    model = tiny(unit, epochs=40, lr=0.02, layers=layers, dropout=0, noise=0).fit(TEXTS, LABELS)
+    assert (model.predict(TEXTS) == LABELS).mean() > 0.9
+    model.save_pretrained(tmp_path)
+    again = CharClassifier.from_pretrained(tmp_path)
+    assert np.array_equal(again.predict_proba(TEXTS), model.predict_proba(TEXTS))
+    assert again.classes_.tolist() == model.classes_.tolist()
+    assert again.get_params() == model.get_params()
+    assert (again.n_parameters_, again.size_bytes_) == (model.n_parameters_, model.size_bytes_)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    clone(again).fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize("labels", [[3] * 6 + [-1] * 6, [True] * 6 + [False] * 6, LABELS])
+def test_kinds_of_labels_survive_saving(tmp_path, labels):
+    model = tiny().fit(TEXTS, labels)
+    model.save_pretrained(tmp_path)
+    again = CharClassifier.from_pretrained(tmp_path)
+    assert again.classes_.dtype.kind == model.classes_.dtype.kind
+    assert again.predict(TEXTS).tolist() == model.predict(TEXTS).tolist()
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    tiny().fit(TEXTS, LABELS).save_pretrained(tmp_path / "a")
+    tiny(random_state=1).fit(TEXTS, LABELS).save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "config.json").replace(tmp_path / "a" / "config.json")
+    with pytest.raises(UserError, match="do not belong together"):
+        CharClassifier.from_pretrained(tmp_path / "a")
+
+
+def spoil_config(folder, **change):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda d: (d / "config.json").unlink(),
+    lambda d: (d / "model.safetensors").unlink(),
+    lambda d: (d / "config.json").write_text("{"),
+    lambda d: (d / "config.json").write_text("[]"),
+    lambda d: (d / "model.safetensors").write_bytes(b"half"),
+    lambda d: spoil_config(d, settings={"colour": "red"}),
+    lambda d: spoil_config(d, classes=["one", "two", "three"]),
+])  # fmt: skip
+def test_spoiled_files_give_one_line(tmp_path, spoil):
+    tiny().fit(TEXTS, LABELS).save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match="cannot load") as e:
+        CharClassifier.from_pretrained(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_an_unfitted_model_is_not_saved(tmp_path):
+    with pytest.raises(ValueError):
+        tiny().save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [
+    {"unit": "word"}, {"kernel": 0}, {"dim": 0}, {"epochs": 0}, {"n_symbols": 70_000},
+    {"max_length": 0}, {"layers": -1}, {"dropout": 1}, {"noise": -0.1}, {"validation": 1},
+    {"lr": 0}, {"batch_size": 0}, {"device": "abacus"},
+])  # fmt: skip
+def test_settings_that_cannot_work(bad):
+    with pytest.raises(UserError) as e:
+        tiny(**bad).fit(TEXTS, LABELS)
+    assert next(iter(bad)) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("unit", ["char", "byte"])
+def test_ten_megabytes_cost_no_more_than_their_beginning(unit):
+    model = tiny(unit).fit(TEXTS, LABELS)
+    huge = "water 水 " * 1_250_000
+    began = time.process_time()
+    model.predict_proba([huge])
+    model.fit([*TEXTS, huge], [*LABELS, "water"])
+    assert time.process_time() - began < 5
+    assert np.allclose(model.predict_proba([huge]), model.predict_proba([huge[:900]]))
+
+
+@pytest.mark.parametrize("unit", ["char", "byte"])
+def test_odd_texts(unit):
+    odd = ["", " ", "\n\t", "a", "😀", "👩‍👩‍👧", "\ud800", "\x00", "İ" * 400, "ﷺ", "e\u0301" * 9]
+    model = tiny(unit).fit(TEXTS + odd, LABELS + ["water"] * len(odd))
+    together = model.predict_proba(odd + ["x" * 9999])
+    alone = np.vstack([model.predict_proba([text]) for text in odd])
+    np.testing.assert_allclose(together[:-1], alone, atol=1e-6)
+    assert np.allclose(together.sum(1), 1)
+
+
+def test_texts_without_any_known_character():
+    model = tiny().fit(["a", "b", "c", "d"], [0, 0, 1, 1])
+    assert len(model.symbols_) == 0 and np.isfinite(model.predict_proba(["a", "z"])).all()
+
+
+def test_encoding_keeps_what_fits():
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(0, 0xD7FF, rng.integers(0, 30)))) for _ in range(200)]
+    symbols = choose_symbols(texts + texts, 65_000, lowercase=False)
+    for kept in (1, 7, 30):
+        flat, lengths = encode(texts, symbols, kept, lowercase=False)
+        back = "".join(chr(symbols[s - 2]) for s in flat)
+        assert back == "".join(t[:kept] for t in texts)
+        assert lengths.tolist() == [min(kept, len(t)) for t in texts]
+        flat, lengths = encode(texts, None, kept, lowercase=False)
+        assert (flat - 1).astype(np.uint8).tobytes() == b"".join(t.encode()[:kept] for t in texts)
+
+
+def test_lower_casing_that_lengthens_a_text_is_cut_again():
+    assert len("İ".lower()) == 2
+    assert encode(["İ" * 9], choose_symbols(["İİ"], 9), 9)[1].tolist() == [9]
+    model = tiny().fit(TEXTS, LABELS)
+    assert np.array_equal(model.predict_proba(["WATER"]), model.predict_proba(["water"]))
+    cased = tiny(lowercase=False).fit(TEXTS, LABELS)
+    assert not np.array_equal(cased.predict_proba(["WATER"]), cased.predict_proba(["water"]))
+
+
+def test_rare_characters_are_unknown_and_the_frequent_ones_kept():
+    symbols = choose_symbols(["aaabbc", "zzzz"], 2)
+    assert "".join(map(chr, symbols)) == "za"
+    assert unicodedata.name(chr(choose_symbols(["水水"], 9)[0])).startswith("CJK")
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 5, 8])
+def test_lookup_gradient_by_finite_differences(kernel):
+    x = torch.randint(4, (2, 6 + kernel - 1), dtype=torch.int32)
+    table = torch.randn(kernel * 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: lookup(x, t, kernel), table)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 7, 8])
+def test_each_text_alone_whatever_the_kernel(kernel):
+    torch.manual_seed(0)
+    net = CharNet(257, 2, 6, 6, kernel, 2, 0.1, 0.1).eval()
+    data = Sequences(*encode(["", "ab", "abcdefg", "x" * 50], None), np.zeros(4), kernel)
+    together = net(*data.batch(np.arange(4))[:2])
+    alone = torch.cat([net(*data.batch(np.array([i]))[:2]) for i in range(4)])
+    torch.testing.assert_close(together, alone)
+    assert (data.batch(np.array([1]))[0].shape[1] - kernel + 1) % POOL == 0
+
+
+def test_early_stopping_holds_rows_back_class_by_class():
+    texts, labels = TEXTS * 20, LABELS * 20
+    model = tiny(epochs=8, lr=0.02, validation=0.2, patience=2, batch_size=32).fit(texts, labels)
+    said = model.history_.validations
+    assert said and {"loss", "accuracy", "epoch"} <= set(said[0])
+    assert model.history_.best == min(said, key=lambda v: v["loss"])
+    assert not tiny(validation=0.2).fit(TEXTS, LABELS).history_.validations, "too few to hold back"
+
+
+def test_the_callers_threads_and_random_state_are_left_alone():
+    torch.set_num_threads(2)
+    before = torch.get_rng_state()
+    model = tiny(threads=1).fit(TEXTS, LABELS)
+    model.predict(TEXTS)
+    assert torch.get_num_threads() == 2 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_ten_thousand_classes():
+    texts = [f"text number {i}" for i in range(10_000)]
+    model = tiny(epochs=1, batch_size=500, dim=4, width=4).fit(texts, np.arange(10_000))
+    assert model.predict_proba(texts[:3]).shape == (3, 10_000)
+
+
+def test_windows_are_pieces_of_the_texts():
+    for unit in ("char", "byte"):
+        model = tiny(unit, kernel=3).fit(TEXTS, LABELS)
+        found = filter_windows(model, ["water", "lamp"], which=2, n=4)
+        assert len(found) == 4 and found == sorted(found, reverse=True)
+        assert all(w.strip("·?") in "water lamp" for _, w in found)
