@@ -219,6 +219,7 @@ def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
             return papermill.execute_notebook(
                 notebook, target, parameters, cwd=notebook.parent,
                 kernel_name="python3", language="python", progress_bar=progress,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except PapermillExecutionError as e:
         raise NotebookFailed(target, e.ename, e.evalue) from None
