@@ -314,6 +314,8 @@ def rule_few_labels(found: dict) -> str | None:
         f"{abs(100 * ahead[0]):.1f} points {'ahead of' if ahead[0] > 0 else 'behind'} the best "
         "that starts from nothing"
     )
+    if len(sizes) == 1:
+        return f"{said}."
     where = crossing(sizes, ahead)
     if where:
         return f"{said}; the curves cross near {float(f'{where:.2g}'):,.0f} rows."

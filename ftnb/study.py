@@ -80,18 +80,18 @@ def _family(title, module, estimator, effort, pretrained=False, options=None, **
 
 _BERT = "finetune", "TransformerClassifier"
 _SHORT, _READS = {"max_length": 32}, {"max_length": 64}  # tokens; the first ones of a text
-_TINY = {"epochs": 2, "dim": 16, "width": 16}
+_BRIEF = {"epochs": 4}  # too few to learn much: at smoke size all must run, not shine
 FAMILIES = {
     "bow": _family("bag of words", "bow", "BagOfWordsClassifier", 0.1),
-    "vectors": _family("word vectors", "vectors", "WordVectorClassifier", 2, smoke={"dim": 30}),
+    "vectors": _family("word vectors", "vectors", "WordVectorClassifier", 2),
     "chars": _family("characters", "chars", "CharClassifier", 5, False, {"unit": "char"},
-                     smoke=_TINY, gpu={"device": "auto"}),
+                     smoke=_BRIEF, gpu={"device": "auto"}),
     "bytes": _family("bytes", "chars", "CharClassifier", 6, False, {"unit": "byte"},
-                     smoke=_TINY, gpu={"device": "auto"}),
+                     smoke=_BRIEF, gpu={"device": "auto"}),
     "frozen": _family("MiniLM, frozen", *_BERT, 16, True, {"method": "frozen"},
                       smoke=_SHORT, cpu=_READS, gpu={"device": "auto"}),
     "full": _family("MiniLM, fine-tuned", *_BERT, 120, True, {"method": "full"},
-                    smoke=_SHORT | {"epochs": 1}, cpu=_READS | {"batch_size": 8},
+                    smoke=_SHORT | {"epochs": 1, "batch_size": 8}, cpu=_READS | {"batch_size": 8},
                     gpu={"device": "auto"}),
 }  # fmt: skip
 CAPS = {"smoke": {"full": 60}, "cpu": {"chars": 2000, "bytes": 2000, "full": 500}, "gpu": {}}
@@ -365,16 +365,17 @@ def plan(
                 for s in range(seeds)
             ]
             tasks = [t | {"key": task_key(t, material["digest"])} for t in tasks]
-            for part in _split(tasks, FAMILIES[family]["effort"], seeds):
-                chains.append({"corpus": number, "family": family, "tasks": part})
+            chain = {"corpus": number, "family": family, "tasks": tasks}
+            chains += _split(chain, seeds)
     return sorted(chains, key=_effort)
 
 # %% ../nbs/38_study.ipynb #3dfc9639
-def _split(tasks: list[dict], effort: float, seeds: int) -> list[list[dict]]:
-    "Tasks of a cheap family together, those of a dear one by seed."
-    if effort < 100:
-        return [tasks]
-    return [[t for t in tasks if t["seed"] == s] for s in range(seeds)]
+def _split(chain: dict, seeds: int, much: float = 120) -> list[dict]:
+    "A chain of more than `much` seconds by seed, so that two processes share it."
+    if _effort(chain) < much or chain["family"] == "frozen":
+        return [chain]
+    tasks = [[t for t in chain["tasks"] if t["seed"] == s] for s in range(seeds)]
+    return [chain | {"tasks": part} for part in tasks]
 
 
 def _effort(chain: dict) -> float:
