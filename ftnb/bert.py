@@ -93,7 +93,7 @@ def _from_package() -> Path | None:
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     return folder if folder and (folder / "model.safetensors").exists() else None
 
-
+# %% ../nbs/22_bert.ipynb #9bae887d
 def _from_hub(name: str, revision: str | None) -> Path:
     "Download what is missing (kept by huggingface_hub in its own cache); never a pickle."
     from huggingface_hub import snapshot_download
@@ -126,7 +126,7 @@ ACTIVATIONS = {
     "relu": F.relu,
 }
 
-
+# %% ../nbs/22_bert.ipynb #7df67789
 @dataclasses.dataclass
 class BertConfig:
     "The sizes of a BERT encoder, under the published names (defaults: BERT-base, Devlin et al.)."
@@ -161,7 +161,7 @@ class BertConfig:
             known = ", ".join(ACTIVATIONS)
             raise UserError(f"config.json: hidden_act {self.hidden_act!r} is not one of: {known}")
 
-
+# %% ../nbs/22_bert.ipynb #5254385c
 def _refuse_other_models(stored: dict):
     kind, positions = stored.get("model_type"), stored.get("position_embedding_type", "absolute")
     if kind != "bert" or positions != "absolute" or stored.get("is_decoder"):

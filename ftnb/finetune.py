@@ -141,7 +141,7 @@ def _trim(root: Path, limit: int):
         if total > limit:
             path.unlink(missing_ok=True)
 
-
+# %% ../nbs/30_finetune.ipynb #bba854b5
 def cached_features(
     texts: list[str],
     folder: Path,  # from `feature_folder`
@@ -195,7 +195,7 @@ def standardise(
     mean, spread = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
     return mean, np.where(spread > 1e-4 * spread.max(), spread, 1.0)
 
-
+# %% ../nbs/30_finetune.ipynb #3a2b3057
 def fit_head(
     X: np.ndarray,  # (n, D) vectors
     y: np.ndarray,  # (n,) class numbers from 0
@@ -253,7 +253,7 @@ def classifier_loss(model, batch: dict):  # -> scalar
     "Cross-entropy of a batch, the mean over its texts."
     return F.cross_entropy(model(batch["ids"], batch["mask"]), batch["y"])
 
-
+# %% ../nbs/30_finetune.ipynb #e957d85c
 def validation_rows(
     y: np.ndarray,  # (n,) class numbers
     share: float,  # of each class, rounded; one text of a class always stays for training
@@ -298,7 +298,7 @@ def _vectors(model, texts: list[str]) -> np.ndarray:  # (n, D)
     rows = token_ids(texts, model.tokenizer_)
     return encode_ids(model.body_, rows, pad_id, size, device)
 
-
+# %% ../nbs/30_finetune.ipynb #74c18735
 def _fit_full(model, texts: list[str], y: np.ndarray, seed: int):
     "Train body and head; keep the weights that were best on the left-out share."
     rows, pad_id = token_ids(texts, model.tokenizer_), model.body_.config.pad_token_id or 0
@@ -326,7 +326,7 @@ def _put_head(whole, W: np.ndarray, b: np.ndarray):
         whole.head.weight.copy_(torch.from_numpy(W))
         whole.head.bias.copy_(torch.from_numpy(b))
 
-
+# %% ../nbs/30_finetune.ipynb #8ad590b1
 def _validator(rows, y, pad_id):
     "What `train.fit` asks after each pass: accuracy on left-out texts, then loss."
 
@@ -375,7 +375,7 @@ def _load_checkpoint(model):
         raise UserError(f"max_length must be between 3 and {longest}, not {model.max_length}")
     model.tokenizer_ = load_tokenizer(folder, model.max_length)
 
-
+# %% ../nbs/30_finetune.ipynb #ff76fefd
 def _fit(model, texts: list[str], labels: np.ndarray):
     _check_settings(model)
     model.classes_, y = np.unique(labels, return_inverse=True)
