@@ -59,12 +59,14 @@ def device(
 
 # %% ../nbs/00_core.ipynb #866b1cfc
 def set_threads(
-    n: int,  # threads for torch, numba and BLAS in this process
-) -> int:  # the number set
+    n: int,  # threads for torch, numba and BLAS in this process, 1 or more
+) -> int:  # the number set: never more than the machine has cores
     "Use `n` threads everywhere in this process; libraries loaded later follow the environment."
     from threadpoolctl import threadpool_limits
 
-    n = max(1, min(int(n), os.cpu_count() or 1))
+    if int(n) < 1:
+        raise UserError(f"threads must be 1 or more, not {n}")
+    n = min(int(n), os.cpu_count() or 1)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         if name != "NUMBA_NUM_THREADS" or "numba" not in sys.modules:  # numba: read once, at import
             os.environ[name] = str(n)

@@ -151,7 +151,7 @@ def make_record(notebook: Path, parameters: dict, executed, seconds: float) -> d
         "seeds": values.pop("seeds", []),
         "data": values.pop("data", {}),
         "metrics": values,
-        "git": git_state(notebook.parent),
+        "git": git_state(resource("nbs")),  # the code of ftnb, wherever the notebook lies
         "environment": environment(),
         "seconds": round(seconds, 3),
         "peak_memory_mb": _children_peak_mb(),

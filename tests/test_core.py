@@ -121,7 +121,9 @@ def threads():
 
 
 def test_threads_stay_between_one_and_the_number_of_cores(threads):
-    assert set_threads(0) == 1 and set_threads(-3) == 1
+    for number in (0, -3):
+        with pytest.raises(UserError, match="1 or more"):
+            set_threads(number)
     assert set_threads(10**6) == os.cpu_count()
     set_threads(1)
     assert torch.get_num_threads() == 1 and environment()["threads"] == 1
