@@ -65,7 +65,8 @@ def answering(
     except KeyboardInterrupt:
         code, message = 130, f"interrupted. {kept}".strip()
     except Exception as e:
-        code, message = 1, f"failed: {type(e).__name__}: {e}"
+        name = "" if type(e).__name__ == "NotebookFailed" else f"{type(e).__name__}: "
+        code, message = 1, f"failed: {name}{e}"
         if debug or os.environ.get("FTNB_DEBUG"):
             traceback.print_exc()
     say(message)
@@ -132,7 +133,8 @@ def _facts(corpus, rows: int) -> dict:
     import numpy as np
 
     some = corpus.take(range(min(rows, len(corpus))))
-    labels = ["" if some.labels is None else corpus.label_names[i] for i in some.labels]
+    none = corpus.labels is None
+    labels = [""] * len(some) if none else [corpus.label_names[i] for i in some.labels]
     return {
         "name": corpus.name, "rows": len(corpus), "language": corpus.language,
         "splits": {s: int(np.sum(corpus.split == s)) for s in ("train", "valid", "test")},

@@ -509,6 +509,7 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
         width: 100%; }
 caption { text-align: left; padding: .3rem 0; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; } .words td { white-space: normal; }
 th:first-child, td:first-child, .words td, .words th { text-align: left; }
 thead th { border-bottom: 2px solid #16191d; vertical-align: bottom; }
 tr.best td { font-weight: 600; }

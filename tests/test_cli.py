@@ -135,6 +135,7 @@ def test_no_network_and_no_mirror(cache, monkeypatch):
 
 
 def test_a_set_without_labels(mirror):
+    assert "error" not in CliRunner().invoke(cli.app, ["data", "show", "tiny_shakespeare"]).output
     assert "label" in refused("compare", "tiny_shakespeare")
 
 
