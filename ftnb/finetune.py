@@ -164,7 +164,7 @@ def cached_features(
     return np.stack([known[key][0] for key in keys]), saved
 
 # %% ../nbs/30_finetune.ipynb #8ae84041
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of C, tried on standardised features
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of C, tried on standardised features
 
 
 def strength_losses(
