@@ -277,12 +277,12 @@ def compare_parameters(
         values |= {"train_limit": 0, "test_limit": 0}
     values |= {k: v for k, v in given.items() if v not in ("", [], {}, None)}
     names = corpora or values["corpora"]
-    values["corpora"] = [str(Path(n).resolve()) if is_path(n) else n for n in names]
     values |= {"size": size, "out": str(out.resolve())}
     of_input = ("text", "label", "drop_rare")
     check_settings({k: v for k, v in values.items() if k not in ("corpora", "out", *of_input)})
-    for name in values["corpora"]:
+    for name in names:
         open_corpus(name, *(values[k] for k in of_input))
+    values["corpora"] = [str(Path(n).resolve()) if is_path(n) else n for n in names]
     return values
 
 # %% ../nbs/90_cli.ipynb #8b41712c

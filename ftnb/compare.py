@@ -607,7 +607,7 @@ def quality_table(rows: list[dict], title: str) -> dict:
     )
     return {"head": head, "rows": cells, "caption": caption, "best": True}
 
-
+# %% ../nbs/39_compare.ipynb #04729ed7
 def train_rows(row: dict) -> str:
     "Training rows in words; says so if the family was capped."
     return f"{row['n_train']:,} (capped for time)" if row["capped"] else f"{row['n_train']:,}"
