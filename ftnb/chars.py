@@ -247,7 +247,8 @@ def _fit(one, texts, labels):
         one.net_ = _new_net(one)
         one.history_ = train(
             one.net_, data, lambda net, batch: F.cross_entropy(net(*batch[:2]), batch[2]),
-            epochs=one.epochs or _enough_epochs(len(data)), lr=one.lr, batch_size=one.batch_size, lengths=data.lengths,
+            epochs=one.epochs or _enough_epochs(len(data)), lr=one.lr, batch_size=one.batch_size,
+            lengths=data.lengths,
             validate=(lambda net: _validation_loss(net, valid)) if len(valid) else None,
             patience=one.patience if len(valid) else None, seed=seed, device=one.device,
             progress=one.progress, desc=f"{one.unit}s",

@@ -23,7 +23,8 @@ from ftnb.chars import (
 from ftnb.core import UserError
 
 TEXTS = """no water today|the water is brown|water tap leaks|停水了|水管坏了|water?
-lamp is out|street lamp broken|the lamp blinks|路灯坏了|灯不亮|lamp!""".replace("\n", "|").split("|")
+lamp is out|street lamp broken|the lamp blinks|路灯坏了|灯不亮|lamp!"""
+TEXTS = TEXTS.replace("\n", "|").split("|")
 LABELS = ["water"] * 6 + ["light"] * 6
 
 
