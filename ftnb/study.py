@@ -82,19 +82,19 @@ _BERT = "finetune", "TransformerClassifier"
 _SHORT, _READS = {"max_length": 32}, {"max_length": 64}  # tokens; the first ones of a text
 _BRIEF = {"epochs": 4}  # too few to learn much: at smoke size all must run, not shine
 FAMILIES = {
-    "bow": _family("bag of words", "bow", "BagOfWordsClassifier", 0.1),
-    "vectors": _family("word vectors", "vectors", "WordVectorClassifier", 2),
-    "chars": _family("characters", "chars", "CharClassifier", 5, False, {"unit": "char"},
+    "bow": _family("bag of words", "bow", "BagOfWordsClassifier", 0.2),
+    "vectors": _family("word vectors", "vectors", "WordVectorClassifier", 3),
+    "chars": _family("characters", "chars", "CharClassifier", 10, False, {"unit": "char"},
                      smoke=_BRIEF, gpu={"device": "auto"}),
-    "bytes": _family("bytes", "chars", "CharClassifier", 6, False, {"unit": "byte"},
+    "bytes": _family("bytes", "chars", "CharClassifier", 12, False, {"unit": "byte"},
                      smoke=_BRIEF, gpu={"device": "auto"}),
-    "frozen": _family("MiniLM, frozen", *_BERT, 16, True, {"method": "frozen"},
+    "frozen": _family("MiniLM, frozen", *_BERT, 15, True, {"method": "frozen"},
                       smoke=_SHORT, cpu=_READS, gpu={"device": "auto"}),
-    "full": _family("MiniLM, fine-tuned", *_BERT, 120, True, {"method": "full"},
+    "full": _family("MiniLM, fine-tuned", *_BERT, 100, True, {"method": "full"},
                     smoke=_SHORT | {"epochs": 1, "batch_size": 8}, cpu=_READS | {"batch_size": 8},
                     gpu={"device": "auto"}),
 }  # fmt: skip
-CAPS = {"smoke": {"full": 60}, "cpu": {"chars": 2000, "bytes": 2000, "full": 500}, "gpu": {}}
+CAPS = {"smoke": {"full": 60}, "cpu": {"chars": 1000, "bytes": 1000, "full": 500}, "gpu": {}}
 SOURCES = {  # modules whose code decides a family's result: part of the key of a finished task
     "bow": ["text", "bow"],
     "vectors": ["text", "vectors", "train"],
