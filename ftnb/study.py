@@ -171,10 +171,10 @@ def prepare(
     test_limit: int = 0,  # most rows of the test set, 0: all
     robust_limit: int = 500,  # test rows read again with typos and so on
 ) -> dict:  # plain values, ready for JSON, with a digest
-    "The material of a study: training pool and test set, each a stratified draw with seed 0."
+    "Training pool (all rows that are not test) and test set, each a stratified draw with seed 0."
     rows = {"train": train_limit, "test": test_limit}
     for part, limit in rows.items():
-        there = np.flatnonzero(corpus.split == part)
+        there = np.flatnonzero((corpus.split == "test") == (part == "test"))
         order = nested_order(corpus.labels[there], np.random.default_rng(0))
         rows[part] = there[order[: limit or len(there)]]
     material = {"name": corpus.name, "n_classes": len(corpus.label_names), "robust": robust_limit}
