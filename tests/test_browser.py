@@ -33,9 +33,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "A JupyterLab on the loopback address, over a copy of the notebooks."
+    "A JupyterLab on the loopback address, over a copy of what a checkout holds."
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "nbs", folder / "nbs")
+    for name in ("nbs", "data"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "settings.ini", folder)
     port = free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
                f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
@@ -100,7 +102,7 @@ def test_a_notebook_runs_from_top_to_bottom(lab, page):
     cells = await_counts(page, folder / "nbs" / "00_core.ipynb")
     page.screenshot(path=SHOTS / "core.png")
     outputs = [output for cell in cells for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error"]
+    assert not ["\n".join(o.traceback) for o in outputs if o.output_type == "error"]
     assert any("worker_generators_solution: correct" in o.get("text", "") for o in outputs)
     assert [o for o in outputs if "image/png" in o.get("data", {})], "the figure is missing"
 
@@ -112,7 +114,8 @@ def await_counts(page, path, seconds=120):
         page.keyboard.press("Control+s")
         page.wait_for_timeout(500)
         cells = code_cells(path)
-        if cells and all(c.execution_count for c in cells):
+        failed = any(o.output_type == "error" for c in cells for o in c.outputs)
+        if cells and (failed or all(c.execution_count for c in cells)):
             return cells
     page.screenshot(path=SHOTS / "stuck.png")
     raise AssertionError(f"cells were not executed within {seconds} s; see runs/browser/stuck.png")
