@@ -3,10 +3,14 @@
 import http.server
 import os
 import re
+import signal
 import threading
 from pathlib import Path
 
 import pytest
+
+# A run in the background starts with Ctrl-C ignored, and its children inherit that: listen again.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
