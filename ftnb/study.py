@@ -94,7 +94,7 @@ FAMILIES = {
                     smoke=_SHORT | {"epochs": 1, "batch_size": 8}, cpu=_READS | {"batch_size": 8},
                     gpu={"device": "auto"}),
 }  # fmt: skip
-CAPS = {"smoke": {"full": 60}, "cpu": {"chars": 1000, "bytes": 1000, "full": 500}, "gpu": {}}
+CAPS = {"smoke": {"full": 60}, "cpu": {"chars": 1000, "bytes": 1000, "full": 200}, "gpu": {}}
 SOURCES = {  # modules whose code decides a family's result: part of the key of a finished task
     "bow": ["text", "bow"],
     "vectors": ["text", "vectors", "train"],
@@ -428,6 +428,8 @@ def warm_up(task: dict, material: dict) -> float:  # seconds
     rows = nested_order(labels, np.random.default_rng(0))[:8]
     with contextlib.suppress(Exception):  # the task itself will meet it and say so
         model = make_estimator(task["family"], task["size"], 0)
+        if "epochs" in model.get_params():
+            model.set_params(epochs=1)
         model.fit([material["train_texts"][i] for i in rows], labels[rows])
         model.predict_proba(material["train_texts"][:8])
     return time.perf_counter() - began
