@@ -14,8 +14,8 @@ help:  ## this list
 # One environment for everything: made when missing, made anew when the lock is newer.
 .venv/.ready: requirements.lock
 	@echo "Setting up .venv with the versions of requirements.lock (2-5 minutes, 2 GB) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "Python 3.10, 3.11 or 3.12 is needed; try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "the lock needs Python 3.11 or 3.12; try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@$(PYTHON) -m venv --clear .venv || { echo "python venv is missing; on Debian: apt install python3-venv"; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
