@@ -8,9 +8,7 @@ __all__ = ['LIBRARIES', 'INTENTS', 'source_docstrings', 'library_docstrings', 'p
 
 # %% ../nbs/01_corpora.ipynb #74503a97
 import ast
-import contextlib
 import datetime
-import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -27,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, atomic_path, cache_dir, resource, text_digest
+from .core import UserError, atomic_path, cache_dir, resource, text_digest, writing_cache
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -287,19 +285,6 @@ def _chosen_libraries(libraries):
     return [library for library in LIBRARIES if library in chosen]
 
 
-@contextlib.contextmanager
-def _writing_cache():
-    "A cache folder that may not be written to becomes one line with the remedy."
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise UserError(
-            f"cannot write {e.filename}: {e.strerror}; set FTNB_CACHE to a folder of your own"
-        ) from None
-
-
 def _write_docstrings(path, libraries):
     import pyarrow.parquet
 
@@ -321,7 +306,7 @@ def docstring_rows(
         raise UserError(f"limit must be 1 or more, not {limit}")
     chosen = _chosen_libraries(libraries)
     versions = text_digest(_RECIPE, *(f"{name} {_version_of(name)}" for name in chosen))
-    with _writing_cache():
+    with writing_cache():
         path = cache_dir("docstrings") / f"docstrings-{versions[:16]}.parquet"
         if refresh or not path.exists():
             with filelock.FileLock(f"{path}.lock"):

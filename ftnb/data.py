@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, cache_dir, file_digest, resource, text_digest
+from .core import UserError, cache_dir, file_digest, resource, text_digest, writing_cache
 from ftnb.files import (
     Unreachable,
     csv_records,
@@ -30,7 +30,6 @@ from ftnb.files import (
     gunzip,
     members,
     read_columns,
-    writing_cache,
 )
 
 # %% ../nbs/02_data.ipynb #3fd298ab

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'detect_encoding', 'csv_records', 'detect_delimiter', 'read_columns', 'gunzip', 'members', 'unpack',
-           'Unreachable', 'writing_cache', 'download', 'file_fault']
+           'Unreachable', 'download', 'file_fault']
 
 # %% ../nbs/01_files.ipynb #1d8e16fa
 import codecs
 import contextlib
 import csv
 import difflib
-import errno
 import functools
 import gzip
 import io
@@ -27,7 +26,7 @@ import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from .core import UserError, atomic_path, file_digest, require_disk
+from .core import UserError, atomic_path, file_digest, require_disk, writing_cache
 
 # %% ../nbs/01_files.ipynb #0bdef4b7
 _MARKS = (  # byte order marks; UTF-32 first, since its mark begins with that of UTF-16
@@ -427,18 +426,6 @@ def _with_retries(url: str, part: Path, size: int | None, tries: int, wait: floa
             time.sleep(wait * 2**attempt)
 
 # %% ../nbs/01_files.ipynb #181df494
-@contextlib.contextmanager
-def writing_cache():
-    "A folder that may not be written to becomes one line with the remedy."
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise UserError(f"cannot write {e.filename}: {e.strerror}; "
-                        "set FTNB_CACHE to a folder of your own") from None
-
-
 @writing_cache()
 def download(
     url: str,
