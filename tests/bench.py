@@ -14,218 +14,34 @@ The exit code is 1 if an answer differs, a bar is missed or a benchmark fails.
 """
 
 import argparse
+import importlib
 import json
 import os
-import re
+import pkgutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
+import benches
+from benches.common import Case
 
-from ftnb.core import UserError, environment, write_text
+from ftnb.core import environment, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 5  # timings of each side: the median then ignores two disturbed ones
-EXTRA = {"fasttext": "fasttext", "sentence_transformers": "sentence-transformers"}
+EXTRA = ("fasttext", "sentence_transformers", "gensim")  # modules of the bench extra
 
-
-@dataclass
-class Case:
-    "Two ways to do the same work."
-
-    said: str  # what the data are
-    data: tuple  # arguments of both sides
-    small: tuple  # the same, small: a warm-up before memory is measured
-    ours: Callable
-    peer: Callable
-    check: Callable  # (our answer, the peer's) -> one line; raises AssertionError if they differ
-    retry: str = ""  # a peer's RuntimeError that begins so is noted, and the turn is repeated
-    notes: list = field(default_factory=list)
-
-
-@dataclass
-class Benchmark:
-    make: Callable  # -> Case, in a process of its own
-    bar: tuple  # the ratio of medians (peer / ours) should lie in it
-    threads: int
-    packages: str  # distributions of the peer, for their versions
-
-
-# ---------------------------------------------------------------- data
-
-
-def news():
-    "AG News as (train texts, labels, test texts, labels), else documentation texts; and which."
-    from ftnb.data import load
-
-    try:
-        corpus, said = load("ag_news", subset="10k"), "ag_news"
-    except UserError:
-        corpus, said = load("docstrings"), "docstrings (ag_news is not here: set FTNB_MIRROR)"
-    test = corpus.split == "test"
-    train, held = corpus.take(np.flatnonzero(~test)), corpus.take(np.flatnonzero(test))
-    said += f", {len(train):,} train, {len(held):,} test"
-    return (train.texts, train.labels, held.texts, held.labels), said
-
-
-def texts_only(n=None):
-    (texts, _, more, _), said = news()
-    texts = (texts + more)[:n] if n is None else more[:n]
-    mb = sum(len(t.encode()) for t in texts) / 1e6
-    return texts, f"{said.split(',')[0]}, {len(texts):,} raw texts, {mb:.1f} MB"
-
-
-def few(route, n=200):
-    texts, labels, more, held = route
-    return texts[:n], labels[:n], more[:n], held[:n]
-
-
-def right(predicted, truth) -> float:
-    return 100 * float(np.mean(np.asarray(predicted) == truth))
-
-
-# ---------------------------------------------------------------- benchmarks
-
-
-def control():
-    "The same work on both sides: how far from 1 the ratio lies is the noise of this machine."
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    texts, said = texts_only(2_000)
-    work = lambda texts: HashingVectorizer(n_features=2**18).transform(texts)  # noqa: E731
-    return Case(said, (texts,), (texts[:100],), work, work, same_matrix)
-
-
-def same_matrix(a, b) -> str:
-    a, b = a.tocsr().sorted_indices(), b.tocsr().sorted_indices()
-    assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
-    assert np.array_equal(a.indptr, b.indptr) and np.array_equal(a.indices, b.indices), "columns"
-    np.testing.assert_allclose(a.data, b.data, rtol=1e-5, atol=1e-7)
-    return f"same {a.nnz:,} entries"
-
-
-def features(threads, ordered=False):
-    "Hashed counts of words and pairs of words. Ours lie in order of appearance, theirs by column."
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    from ftnb.bow import HashedNgrams
-    from ftnb.text import TOKEN_PATTERN
-
-    texts, said = texts_only()
-    plain = r"(?u)\w+"  # scikit-learn is faster with it; taken where it finds the same words
-    lowered = [text.lower() for text in texts]
-    alike = all(re.findall(plain, t) == re.findall(TOKEN_PATTERN, t) for t in lowered)
-    both = dict(ngram_range=(1, 2), n_features=2**18, norm=None, alternate_sign=False)
-    pattern = plain if alike else TOKEN_PATTERN
-    theirs = HashingVectorizer(**both, dtype=np.float32, token_pattern=pattern)
-    own = HashedNgrams(**both, threads=threads)
-
-    def ours(texts):
-        counts = own.transform(texts)
-        if ordered:
-            counts.sort_indices()
-        return counts
-
-    return Case(said, (texts,), (texts[:100],), ours, theirs.transform, same_matrix)
-
-
-def bag_of_words(texts, labels, more, held) -> float:
-    "Our whole route: raw texts to the accuracy of predictions."
-    from ftnb.bow import BagOfWordsClassifier
-
-    model = BagOfWordsClassifier(threads=CORES, random_state=0).fit(texts, labels)
-    return right(model.predict(more), held)
-
-
-def route_fasttext(threads):
-    import fasttext
-
-    def words(text):
-        return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
-
-    def peer(texts, labels, more, held):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "train.txt"
-            rows = zip(labels, texts, strict=True)
-            path.write_text("".join(f"__label__{c} {words(t)}\n" for c, t in rows))
-            model = fasttext.train_supervised(
-                str(path), lr=0.5, wordNgrams=2, dim=10, epoch=5, thread=threads, verbose=0
-            )
-        # with a list, predict works under NumPy 2; with one string it raises there
-        predicted, _ = model.predict([words(t) for t in more])
-        return right([int(p[0].removeprefix("__label__")) for p in predicted], held)
-
-    data, said = news()
-    check = accuracies(lambda ours, peer: ours >= peer + 1.5, "1.5 points above")
-    return Case(said, data, few(data), bag_of_words, peer, check, retry="Encountered NaN")
-
-
-def accuracies(holds, words):
-    def check(ours, peer):
-        said = f"accuracy {ours:.1f} against {peer:.1f}"
-        assert holds(ours, peer), f"{said}: not {words}"
-        return said
-
-    return check
-
-
-def route_sklearn():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.svm import LinearSVC
-
-    def peer(texts, labels, more, held):
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LinearSVC(random_state=0))
-        return right(model.fit(texts, labels).predict(more), held)
-
-    data, said = news()
-    check = accuracies(lambda ours, peer: ours >= peer - 0.3, "within 0.3")
-    return Case(said, data, few(data), bag_of_words, peer, check)
-
-
-def encoding(threads):
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    from ftnb.bert import MINILM, Encoder, find_checkpoint
-    from ftnb.core import set_threads
-
-    set_threads(threads)
-    assert torch.get_num_threads() == threads
-    encoder = Encoder()
-    theirs = SentenceTransformer(str(find_checkpoint(MINILM)), device="cpu")
-    texts, said = texts_only(2_000)
-
-    def check(a, b):
-        worst = float(abs(a - b).max())
-        assert a.shape == b.shape and worst < 1e-5, f"vectors differ by {worst:.1e}"
-        return f"vectors within {worst:.0e}"
-
-    return Case(said, (texts,), (texts[:16],), encoder.encode,
-                lambda texts: theirs.encode(texts, show_progress_bar=False,
-                                            normalize_embeddings=True), check)
-
-
-CORES = min(2, os.cpu_count() or 1)
-SKLEARN = "scikit-learn"
-BENCHMARKS = {
-    "control": Benchmark(control, (0.8, 1.25), 1, SKLEARN),
-    "features": Benchmark(lambda: features(1), (20.0, None), 1, SKLEARN),
-    "features-2-threads": Benchmark(lambda: features(CORES), (20.0, None), CORES, SKLEARN),
-    "features-sorted": Benchmark(lambda: features(1, ordered=True), (1.0, None), 1, SKLEARN),
-    "route-fasttext": Benchmark(lambda: route_fasttext(CORES), (1.0, None), CORES, "fasttext"),
-    "route-sklearn": Benchmark(route_sklearn, (3.0, None), CORES, SKLEARN),
-    "encoding": Benchmark(lambda: encoding(CORES), (1.2, None), CORES,
-                          "sentence-transformers transformers"),
-}
+BENCHMARKS = {}  # name -> Benchmark, from every module of benches/
+for _, module, _ in sorted(pkgutil.iter_modules(benches.__path__), key=lambda m: m[1]):
+    found = importlib.import_module(f"benches.{module}")
+    BENCHMARKS |= getattr(found, "BENCHMARKS", {})
 
 
 # ---------------------------------------------------------------- one process, one measurement
