@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIME', 'record', 'recorded', 'find_notebook', 'parameters_of', 'size_parameters', 'check_parameters', 'git_state',
-           'make_record', 'NotebookFailed', 'run_notebook', 'render']
+           'make_record', 'NotebookFailed', 'run_notebook', 'keep_measured', 'measured', 'render']
 
 # %% ../nbs/04_runs.ipynb #669b45ea
 import contextlib
@@ -248,6 +248,34 @@ def _publish(draft: Path, home: Path, digest: str) -> Path:
     draft.chmod(0o755)
     os.replace(draft, final)
     return final
+
+# %% ../nbs/04_runs.ipynb #b1d44e97
+def keep_measured(
+    run: str | Path,  # folder of a finished run, as from run_notebook
+    name: str,  # kept as <name>.json
+    folder: str | Path | None = None,  # default: data/measured of this checkout
+) -> Path:
+    "Keep a run's record among the measured results. Raises UserError if the run has none."
+    source = Path(run) / "record.json"
+    if not source.is_file():
+        raise UserError(f"{run} holds no record.json: give the folder of a finished run")
+    target = Path(folder or resource("data") / "measured") / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, source.read_text("utf-8").rstrip() + "\n")
+    return target
+
+
+def measured(
+    name: str,  # as given to keep_measured
+    folder: str | Path | None = None,  # default: data/measured of this checkout
+) -> dict:  # the run's record: metrics, parameters, environment, finished, ...
+    "A kept record. Raises UserError with the names there are."
+    folder = Path(folder or resource("data") / "measured")
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
+        raise UserError(f"no measured result {name!r}; there are: {known}")
+    return json.loads(path.read_text("utf-8"))
 
 # %% ../nbs/04_runs.ipynb #60979d2e
 def render(

@@ -177,3 +177,13 @@ def test_ftnb_run_with_a_size_and_a_parameter(tmp_path):
     assert facts["parameters"] == {"number": 50, "seed": 9}, "a value given wins over the size's"
     assert facts["metrics"]["double"] == 100
     assert names(Path(facts["folder"])) == ["record.json", "toy.ipynb"]
+
+
+def test_measured_results_are_kept_records(tmp_path):
+    "A run's record is kept under a name; a folder without one is refused."
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="no record.json"):
+        runs.keep_measured(tmp_path / "run", "x", folder=tmp_path / "measured")
+    (tmp_path / "run" / "record.json").write_text('{"metrics": {"accuracy": 0.5}}')
+    runs.keep_measured(tmp_path / "run", "x", folder=tmp_path / "measured")
+    assert runs.measured("x", folder=tmp_path / "measured")["metrics"] == {"accuracy": 0.5}
