@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
-from ftnb import cli
+from ftnb import cli, runs
 from ftnb.core import UserError
 from ftnb.runs import NotebookFailed, run_notebook
 
