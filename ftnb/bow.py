@@ -33,24 +33,29 @@ from ftnb.text import (
 )
 
 # %% ../nbs/11_bow.ipynb #dd196c58
-_1, _4 = np.uint64(1), np.uint64(4)
-_PAD = 16  # spare bytes behind the last word: the hash reads four bytes at a time
+_0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
+_PAD = 32  # spare bytes behind the last unit: the hash reads 20 bytes at a time
+
+
+def _ascii_bytes(table):
+    "What the packed text has for each byte below 128: itself in a word, else a space."
+    return np.where(table[:128] == 1, np.arange(128), 32).astype(np.uint8)
 
 # %% ../nbs/11_bow.ipynb #ade7f63a
 @compiled
-def _pack_words(buffer, offsets, table):
+def _pack_words(buffer, offsets, table, ascii_bytes):
     n, size = len(offsets) - 1, len(buffer)
     packed = np.empty(size + (size + n) // 2 + n + _PAD, np.uint8)
-    stop = np.empty((size + n) // 2 + 3, np.int64)
+    stop = np.empty((size + n) // 2 + 3, np.int32)
     first = np.zeros(n + 1, np.int64)
-    stop[0], at, k = -1, np.uint64(0), _1
+    stop[0], at, k = -1, _0, _1
     for d in range(n):
-        i, end, inside = np.uint64(offsets[d]), np.uint64(offsets[d + 1]), np.uint64(0)
+        i, end, inside = np.uint64(offsets[d]), np.uint64(offsets[d + 1]), _0
         while i < end:
-            b = buffer[i]
-            if b < 128:
-                word = np.uint64(table[b] == 1)
-                packed[at], stop[k] = b if word else 32, at
+            if buffer[i] < 128:
+                byte = ascii_bytes[buffer[i]]
+                word = np.uint64(byte != 32)
+                packed[at], stop[k] = byte, at
                 k += inside & ~word
                 at += inside | word
                 i, inside = i + _1, word
@@ -59,7 +64,7 @@ def _pack_words(buffer, offsets, table):
             kind = table[code] if code >= 0 else 0
             if inside and kind != 1:
                 packed[at], stop[k] = 32, at
-                at, k, inside = at + _1, k + _1, np.uint64(0)
+                at, k, inside = at + _1, k + _1, _0
             if kind == 1 or kind == 2:
                 for j in range(width):
                     packed[at] = buffer[i + np.uint64(j)]
@@ -67,7 +72,7 @@ def _pack_words(buffer, offsets, table):
                 inside = _1
             if kind == 2:
                 packed[at], stop[k] = 32, at
-                at, k, inside = at + _1, k + _1, np.uint64(0)
+                at, k, inside = at + _1, k + _1, _0
             i += np.uint64(width)
         if inside:
             packed[at], stop[k] = 32, at
@@ -75,11 +80,13 @@ def _pack_words(buffer, offsets, table):
         first[d + 1] = k - _1
     return packed, stop[:k], first
 
+
+
 # %% ../nbs/11_bow.ipynb #90e68a7a
 @compiled
 def _pack_characters(buffer, offsets, table):
     packed = np.empty(len(buffer) + _PAD, np.uint8)
-    stop = np.zeros(len(buffer) + 1, np.int64)
+    stop = np.zeros(len(buffer) + 1, np.int32)
     first = np.zeros(len(offsets), np.int64)
     k = at = 0
     for d in range(len(offsets) - 1):
@@ -106,13 +113,19 @@ def _pack_characters(buffer, offsets, table):
 def _pack(texts, analyzer, lowercase):
     "Texts -> packed bytes, where units stop, the gap between two units, each text's first unit."
     buffer, offsets = encode_lower(texts, lowercase)
+    if len(buffer) >= 2**30:
+        raise UserError(f"texts of {len(buffer) / 1e9:.1f} GB in one piece: cut them at 1 GB")
+    table = character_classes()
     if analyzer == "word":
-        packed, stop, first = _pack_words(buffer, offsets, character_classes())
+        packed, stop, first = _pack_words(buffer, offsets, table, _ascii_bytes(table))
         return packed, stop, 1, first
     if analyzer == "char":
-        packed, stop, first = _pack_characters(buffer, offsets, character_classes())
+        packed, stop, first = _pack_characters(buffer, offsets, table)
         return packed, stop, 0, first
-    return np.append(buffer, np.zeros(_PAD, np.uint8)), np.arange(len(buffer) + 1), 0, offsets
+    stop = np.arange(len(buffer) + 1, dtype=np.int32)
+    return np.append(buffer, np.zeros(_PAD, np.uint8)), stop, 0, offsets
+
+
 
 # %% ../nbs/11_bow.ipynb #0ce45316
 @compiled
@@ -148,31 +161,61 @@ def _finish(h, tail, length):
 
 # %% ../nbs/11_bow.ipynb #ef89eb57
 @compiled
-def _hash_text(packed, stop, gap, begin, end, low, high, out):
-    "Hashes of all n-grams of the units begin to end - 1, into out; returns how many."
-    k = np.uint64(0)
-    for s in range(begin, end):
-        start = np.uint64(stop[np.uint64(s)] + gap)
-        h, i = np.uint32(0), start
-        for n in range(1, min(high, end - s) + 1):
-            to = np.uint64(stop[np.uint64(s + n)])
-            for _ in range(2):
-                go = i + _4 <= to
-                new = _block(h, _four_bytes(packed, i))
-                h = new if go else h
-                i += _4 if go else np.uint64(0)
-            while i + _4 <= to:
-                h = _block(h, _four_bytes(packed, i))
-                i += _4
-            if n >= low:
-                mask = np.uint32((_1 << (np.uint64(to - i) << np.uint64(3))) - _1)
-                out[k] = _finish(h, _four_bytes(packed, i) & mask, to - start)
-                k += _1
-    return np.int64(k)
+def _mask(n):
+    "A mask for the first n of four bytes, n below 4."
+    return np.uint32((np.uint32(1) << np.uint32(n << np.uint32(3))) - np.uint32(1))
+
+
+@compiled
+def _hash_slice(packed, i, to):
+    "Hash of the bytes i to to - 1."
+    h, length = np.uint32(0), np.uint32(to - i)
+    while i + _4 <= to:
+        h, i = _block(h, _four_bytes(packed, i)), i + _4
+    return _finish(h, _four_bytes(packed, i) & _mask(np.uint32(to - i)), length)
+
+
+@compiled
+def _blocks(packed, stop, gap):
+    "The 20 bytes at the beginning of each unit, as five rows of four-byte numbers."
+    blocks = np.empty((5, len(stop) - 1), np.uint32)
+    for s in range(len(stop) - 1):
+        i = np.uint64(stop[s] + gap)
+        for b in range(5):
+            blocks[b, s] = _four_bytes(packed, i + np.uint64(4 * b))
+    return blocks
+
+# %% ../nbs/11_bow.ipynb #b93f1804
+@compiled
+def _hash_short(blocks, stop, gap, n, out):
+    "Hashes of the n-grams that begin at each unit, right for those below 20 bytes."
+    a, b, c, d, e = blocks[0], blocks[1], blocks[2], blocks[3], blocks[4]
+    for s in range(len(stop) - n):
+        length = np.uint32(stop[s + n] - stop[s] - gap)
+        whole, h, tail = length >> np.uint32(2), np.uint32(0), a[s]
+        h, tail = (_block(h, a[s]), b[s]) if whole > 0 else (h, tail)
+        h, tail = (_block(h, b[s]), c[s]) if whole > 1 else (h, tail)
+        h, tail = (_block(h, c[s]), d[s]) if whole > 2 else (h, tail)
+        h, tail = (_block(h, d[s]), e[s]) if whole > 3 else (h, tail)
+        out[s] = _finish(h, tail & _mask(length & np.uint32(3)), length)
+
+
+@compiled
+def _hash_all(packed, stop, gap, low, high):
+    "Hash of the n-gram that begins at each unit: a row for each n; at the end of a text no n-gram."
+    blocks = _blocks(packed, stop, gap)
+    hashes = np.empty((high - low + 1, len(stop) - 1), np.int32)
+    for n in range(low, high + 1):
+        row = hashes[n - low]
+        _hash_short(blocks, stop, gap, n, row)
+        for s in range(len(stop) - n):
+            if stop[s + n] - stop[s] - gap >= 20:
+                row[s] = _hash_slice(packed, np.uint64(stop[s] + gap), np.uint64(stop[s + n]))
+    return hashes
 
 # %% ../nbs/11_bow.ipynb #eb2ed511
 @compiled
-def _count(packed, stop, gap, first, low, high, n_features, signed, total, slots, hashes):
+def _count(hashes, first, low, n_features, signed, total, slots):
     indices, data = np.empty(total, np.int32), np.empty(total, np.float32)
     lengths = np.empty(len(first) - 1, np.int64)
     mask, n = np.uint64(len(slots) - 1), np.uint64(n_features)
@@ -180,25 +223,27 @@ def _count(packed, stop, gap, first, low, high, n_features, signed, total, slots
     k = 0
     for d in range(len(first) - 1):
         row = k
-        found = _hash_text(packed, stop, gap, first[d], first[d + 1], low, high, hashes)
-        for j in range(found):
-            h = np.int64(hashes[np.uint64(j)])
-            index = np.uint64(abs(h))
-            index = index & (n - _1) if power_of_two else index % n
-            value = np.float32(-1 if signed and h < 0 else 1)
-            slot = index & mask
-            at = np.int64(slots[slot])
-            while at >= row and np.uint64(indices[np.uint64(at)]) != index:
-                slot = (slot + _1) & mask
+        for s in range(first[d], first[d + 1]):
+            for j in range(min(len(hashes), first[d + 1] - s - low + 1)):
+                h = np.int64(hashes[j, s])
+                index = np.uint64(abs(h))
+                index = index & (n - _1) if power_of_two else index % n
+                value = np.float32(-1 if signed and h < 0 else 1)
+                slot = index & mask
                 at = np.int64(slots[slot])
-            if at >= row:
-                data[np.uint64(at)] += value
-            else:
-                slots[slot] = k
-                indices[np.uint64(k)], data[np.uint64(k)] = index, value
-                k += 1
+                while at >= row and np.uint64(indices[np.uint64(at)]) != index:
+                    slot = (slot + _1) & mask
+                    at = np.int64(slots[slot])
+                if at >= row:
+                    data[np.uint64(at)] += value
+                else:
+                    slots[slot] = k
+                    indices[np.uint64(k)], data[np.uint64(k)] = index, value
+                    k += 1
         lengths[d] = k - row
     return indices[:k], data[:k], lengths
+
+
 
 # %% ../nbs/11_bow.ipynb #ce081e0e
 def _ngrams_per_text(first, low, high):
@@ -213,12 +258,13 @@ def _ngrams_per_text(first, low, high):
 def _count_chunk(texts, analyzer, lowercase, low, high, n_features, signed):
     "Hashed n-gram counts of some texts: columns, values, entries per text."
     packed, stop, gap, first = _pack(texts, analyzer, lowercase)
-    each = _ngrams_per_text(first, low, high)
-    most = int(each.max())
+    each, units = _ngrams_per_text(first, low, high), int(np.diff(first).max())
+    hashes = _hash_all(packed, stop, gap, low, max(low, min(high, units)))
+    most = max(1, int(each.max()))
     slots = np.full(1 << max(4, min(2 * most, n_features).bit_length()), -1, np.int32)
-    hashes = np.empty(most, np.int32)
-    total = int(each.sum())
-    return _count(packed, stop, gap, first, low, high, n_features, signed, total, slots, hashes)
+    return _count(hashes, first, low, n_features, signed, int(each.sum()), slots)
+
+
 
 # %% ../nbs/11_bow.ipynb #16146c8d
 _CHUNK = 2**18  # characters: about what fits into a processor's second-level cache
@@ -518,20 +564,18 @@ def _check_model(model):
         raise UserError(f"calibration must be None or 'temperature', not {model.calibration!r}")
 
 # %% ../nbs/11_bow.ipynb #99a477b9
-@compiled
-def _list_ngrams(packed, stop, gap, first, low, high, total):
-    hashes, starts = np.empty(total, np.int64), np.empty(total, np.int64)
-    ends = np.empty(total, np.int64)
-    k = 0
-    for d in range(len(first) - 1):
-        k += _hash_text(packed, stop, gap, first[d], first[d + 1], low, high, hashes[k:])
-    k = 0
-    for d in range(len(first) - 1):
-        for s in range(first[d], first[d + 1]):
-            for n in range(low, min(high, first[d + 1] - s) + 1):
-                starts[k], ends[k] = stop[s] + gap, stop[s + n]
-                k += 1
-    return hashes, starts, ends
+def _hits(chunk, wanted, ngram_range, analyzer, lowercase):
+    "Column and bytes of each n-gram of some texts whose column is wanted."
+    packed, stop, gap, first = _pack(chunk, analyzer, lowercase)
+    low, high = ngram_range
+    high = max(low, min(high, int(np.diff(first).max())))
+    end_of_text, unit = np.repeat(first[1:], np.diff(first)), np.arange(first[-1])
+    raw = packed.tobytes()
+    for n, row in enumerate(_hash_all(packed, stop, gap, low, high), low):
+        column = np.abs(row.astype(np.int64)) % len(wanted)
+        found = np.flatnonzero(wanted[column] & (unit + n <= end_of_text))
+        for j, s in zip(column[found].tolist(), found.tolist(), strict=True):
+            yield j, raw[stop[s] + gap : stop[s + n]]
 
 
 def ngrams_of_columns(
@@ -543,14 +587,8 @@ def ngrams_of_columns(
     found, wanted = defaultdict(Counter), np.zeros(n_features, bool)
     wanted[np.asarray(columns, np.int64)] = True
     for chunk in _cut(texts):
-        packed, stop, gap, first = _pack(chunk, analyzer, lowercase)
-        total = int(_ngrams_per_text(first, *ngram_range).sum())
-        hashes, starts, ends = _list_ngrams(packed, stop, gap, first, *ngram_range, total)
-        index = np.abs(hashes) % n_features
-        hits, raw = np.flatnonzero(wanted[index]), packed.tobytes()
-        for j, a, b in zip(index[hits].tolist(), starts[hits].tolist(), ends[hits].tolist(),
-                           strict=True):
-            found[j][raw[a:b]] += 1
+        for column, gram in _hits(chunk, wanted, ngram_range, analyzer, lowercase):
+            found[column][gram] += 1
     return {j: Counter({raw.decode("utf-8", "backslashreplace"): n for raw, n in grams.items()})
             for j, grams in found.items()}
 

@@ -22,12 +22,19 @@ def encode_lower(
 ):  # -> uint8 buffer, int64 offsets (n + 1,): text i is buffer[offsets[i]:offsets[i + 1]]
     "The texts as one array of (lower-cased) UTF-8 bytes; a lone surrogate becomes `?`."
     joined = "".join(texts)
-    if joined.isascii():  # one byte per character: lower-case and encode all in one step
-        joined = joined.lower() if lowercase else joined
-        return np.frombuffer(joined.encode(), np.uint8), _offsets(texts)
+    if joined.isascii():  # one byte per character: encode all in one step
+        raw = np.frombuffer(joined.encode(), np.uint8)
+        return _lower_ascii(raw) if lowercase else raw, _offsets(texts)
     lowered = map(str.lower, texts) if lowercase else texts
     raw = [text.encode("utf-8", "replace") for text in lowered]
     return np.frombuffer(b"".join(raw), np.uint8), _offsets(raw)
+
+
+def _lower_ascii(raw):
+    "A to Z are 65 to 90; the small letters stand 32 further on."
+    capital = raw - np.uint8(65) < 26  # below 65 the difference wraps around, to 191 and more
+    return raw + (capital.view(np.uint8) << np.uint8(5))
+
 
 
 def _offsets(pieces):
@@ -177,6 +184,8 @@ def check_texts(
     texts = X.tolist() if hasattr(X, "tolist") else list(X)
     if not texts:
         raise UserError("no texts: at least one is needed")
+    if set(map(type, texts)) == {str}:  # by far the most frequent case, and quick to see
+        return texts
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             kind = type(text).__name__

@@ -62,6 +62,16 @@ def test_features_equal_scikit_learns(options):
     assert_equal(HashedNgrams(**options).transform(texts), theirs.transform(texts))
 
 
+def test_ngrams_of_every_length_around_the_vector_kernel_s_limit():
+    "Up to 19 bytes an n-gram is hashed with others, from 20 bytes on alone."
+    words = ["x" * n for n in range(1, 50)] + ["é" * n for n in range(1, 25)]
+    texts = [f"{a} {b}" for a in words for b in words[::7]] + words
+    ours, theirs = HashedNgrams((1, 3)), HashingVectorizer(
+        token_pattern=TOKEN_PATTERN, dtype=np.float32, norm=None, alternate_sign=False,
+        n_features=2**18, ngram_range=(1, 3))
+    assert_equal(ours.transform(texts), theirs.transform(texts))
+
+
 @pytest.mark.parametrize("low, high", [(1, 1), (2, 3), (1, 6)])
 def test_byte_ngrams_equal_scikit_learns(low, high):
     def slices(text):
