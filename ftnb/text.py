@@ -33,7 +33,7 @@ def encode_lower(
 def _lower_ascii(raw):
     "A to Z are 65 to 90; the small letters stand 32 further on."
     capital = raw - np.uint8(65) < 26  # below 65 the difference wraps around, to 191 and more
-    return raw + (capital.view(np.uint8) << np.uint8(5))
+    return raw + capital.view(np.uint8) * np.uint8(32)
 
 
 

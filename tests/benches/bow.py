@@ -101,8 +101,8 @@ def route_sklearn():
 
 BENCHMARKS = {
     "control": Benchmark(control, (0.8, 1.25), 1, SKLEARN),
-    "features": Benchmark(lambda: features(1), (20.0, None), 1, SKLEARN),
-    "features-2-threads": Benchmark(lambda: features(CORES), (20.0, None), CORES, SKLEARN),
+    "features": Benchmark(lambda: features(1), (25.0, None), 1, SKLEARN),
+    "features-2-threads": Benchmark(lambda: features(CORES), (40.0, None), CORES, SKLEARN),
     "features-sorted": Benchmark(lambda: features(1, ordered=True), (1.0, None), 1, SKLEARN),
     "route-fasttext": Benchmark(lambda: route_fasttext(CORES), (1.0, None), CORES, "fasttext"),
     "route-sklearn": Benchmark(route_sklearn, (3.0, None), CORES, SKLEARN),
