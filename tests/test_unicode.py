@@ -77,13 +77,11 @@ def test_any_bytes_survive_surrogateescape():
         assert unicode.utf8_encode(text, "surrogateescape") == raw
 
 
-def test_every_code_point_there_and_back():
-    for code in range(0x110000):
+def test_code_points_there_and_back():
+    for code in [*range(0x11000), *range(0x11000, 0x110000, 31)]:
         if code not in unicode.SURROGATES:
             raw = unicode.utf8_bytes(code)
-            assert unicode.utf8_next(raw, 0) == (code, len(raw), "")
-    step = 997
-    assert all(unicode.utf8_bytes(c) == chr(c).encode() for c in range(0xE000, 0x110000, step))
+            assert raw == chr(code).encode() and unicode.utf8_next(raw, 0) == (code, len(raw), "")
 
 
 def test_the_compiled_decoder_agrees():
@@ -121,8 +119,8 @@ def test_byte_roles_cover_every_byte():
 
 def test_hangul():
     rng = np.random.default_rng(10)
-    codes = [0x10FF, 0x1100, 0x1112, 0x1113, 0x1160, 0x1161, 0x1175, 0x1176, 0x11A7, 0x11A8, 0x11C2,
-             0x11C3, 0xABFF, 0xAC00, 0xAC01, 0xAC1C, 0xD7A3, 0xD7A4, 0x41]
+    codes = [0x10FF, 0x1100, 0x1112, 0x1113, 0x1160, 0x1161, 0x1175, 0x1176, 0x11A7, 0x11A8,
+             0x11C2, 0x11C3, 0xABFF, 0xAC00, 0xAC01, 0xAC1C, 0xD7A3, 0xD7A4, 0x41]
     for _ in range(20_000):
         text = "".join(map(chr, rng.choice(codes, rng.integers(7)).tolist()))
         assert unicode.compose_hangul(text) == unicodedata.normalize("NFC", text)
@@ -133,9 +131,9 @@ def test_hangul():
 def test_graphemes_equal_the_library(seed):
     rng = np.random.default_rng(seed)
     pool = [*range(0x300, 0x308), 0x200C, 0x200D, 0xFE0F, *range(0x1F1E6, 0x1F1EA), 0x1F469,
-            0x1F3FD, 0x2764, 0x0D, 0x0A, 0x1B, 0x61, 0x0915, 0x0937, 0x094D, 0x093C, 0x093F, 0x0903,
-            0x1100, 0x1161, 0x11A8, 0xAC00, 0xAC01, 0x0600, 0x110BD, 0x1CF5, 0x11A3A, 0x1B44, 0x1B13,
-            0x0E33, 0xA9C0, 0xD800, 0xE0020, 0xE007F, 0x10FFFF]
+            0x1F3FD, 0x2764, 0x0D, 0x0A, 0x1B, 0x61, 0x0915, 0x0937, 0x094D, 0x093C, 0x093F,
+            0x0903, 0x1100, 0x1161, 0x11A8, 0xAC00, 0xAC01, 0x0600, 0x110BD, 0x1CF5, 0x11A3A,
+            0x1B44, 0x1B13, 0x0E33, 0xA9C0, 0xD800, 0xE0020, 0xE007F, 0x10FFFF]
     for _ in range(5_000):
         codes = rng.choice(pool, rng.integers(15)) if rng.random() < 0.8 else \
             rng.integers(0x110000, size=10)
@@ -159,7 +157,10 @@ def test_fold():
     assert unicode.fold("") == ""
 
 
-@pytest.mark.parametrize("text", ["", "\ud800", "\x00", "<script>&\"'", "a" * 10_000, "\u0301", "\r\n"])
+ODD = ["", "\ud800", "\x00", "<script>&\"'", "a" * 10_000, "\u0301", "\r\n"]
+
+
+@pytest.mark.parametrize("text", ODD)
 def test_describe_text_is_safe(text):
     told = unicode.describe_text(text)
     assert "<script" not in told and told.count("<tr>") == min(len(text), 60) + 1
