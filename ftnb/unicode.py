@@ -33,7 +33,7 @@ def utf8_bytes(
     first = 0xF00 >> n & 0xFF | code >> 6 * (n - 1)
     return bytes([first] + [0x80 | code >> 6 * k & 0x3F for k in reversed(range(n - 1))])
 
-
+# %% ../nbs/09_unicode.ipynb #bd8f51ed
 def _escape(code):
     return bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else None
 
