@@ -164,7 +164,7 @@ def decompose_hangul(
 
     return "".join(map(parts, text))
 
-
+# %% ../nbs/09_unicode.ipynb #d9a80766
 def compose_hangul(
     text: str,
 ) -> str:
@@ -247,7 +247,7 @@ def _coloured(raw):
     return " ".join(f'<code style="background:{_COLOURS[role]}">{byte:02X}</code>'
                     for byte, role in zip(raw, byte_roles(raw), strict=True))
 
-
+# %% ../nbs/09_unicode.ipynb #5cda7ca8
 def describe_text(
     text: str,
     limit: int = 60,  # code points shown
@@ -266,7 +266,7 @@ def describe_text(
     return (f"<table>{''.join(rows)}</table><p>{len(graphemes(text))} clusters, {len(text)} code "
             f"points; {', '.join(forms)} code points</p>")
 
-
+# %% ../nbs/09_unicode.ipynb #041eed28
 def text_explorer(
     text: str = "é水👍🏽",  # what stands in the box at first
 ):  # -> an ipywidgets box; in a page without a kernel it shows its first state or nothing
