@@ -51,10 +51,10 @@ def _error(scores, code):
 
 # %% ../nbs/17_stream.ipynb #f87be20e
 @compiled
-def _add_rows(indices, values, begin, end, table, out):
-    "out = the last row of the table + the sum of value times row over the entries of a text."
+def _add_rows(indices, values, begin, end, every, table, out):
+    "out = every times the last row + the sum of value times row over the entries of a text."
     for c in range(len(out)):
-        out[c] = table[len(table) - 1, c]
+        out[c] = every * table[len(table) - 1, c]
     for e in range(begin, end):
         j, x = indices[e], values[e]
         for c in range(len(out)):
@@ -74,17 +74,17 @@ def _move_row(table, j, x, square, gradient, rate, adaptive):
 
 # %% ../nbs/17_stream.ipynb #cfd38b6e
 @compiled
-def _learn_linear(indptr, indices, values, codes, order, table, rates, adaptive):
+def _learn_linear(indptr, indices, values, codes, order, every, table, rates, adaptive):
     "SGD or AdaGrad on softmax(rows of table), one step a text, in the given order."
     error, last, n = np.empty(table.shape[1] - 1, np.float32), len(table) - 1, len(order)
     for t in range(n):
         i, rate = order[t], np.float32(rates[0] + (rates[1] - rates[0]) * t / n)
         begin, end = indptr[i], indptr[i + 1]
-        _add_rows(indices, values, begin, end, table, error)
+        _add_rows(indices, values, begin, end, every, table, error)
         square = _error(error, codes[i])
         for e in range(begin, end):
             _move_row(table, indices[e], values[e], square, error, rate, adaptive)
-        _move_row(table, last, _ONE, square, error, rate, adaptive)
+        _move_row(table, last, every, square, error, rate, adaptive)
 
 # %% ../nbs/17_stream.ipynb #1993b5ee
 @compiled
@@ -109,7 +109,7 @@ def _through_output(output, hidden, code, scores, gradient, rate, adaptive):
 
 
 @compiled
-def _learn_hidden(indptr, indices, values, codes, order, table, output, rates, adaptive):
+def _learn_hidden(indptr, indices, values, codes, order, every, table, output, rates, adaptive):
     "As _learn_linear, for scores = output times (rows of table)."
     dim, last, n = table.shape[1] - 1, len(table) - 1, len(order)
     hidden, gradient = np.empty(dim, np.float32), np.empty(dim, np.float32)
@@ -117,20 +117,20 @@ def _learn_hidden(indptr, indices, values, codes, order, table, output, rates, a
     for t in range(n):
         i, rate = order[t], np.float32(rates[0] + (rates[1] - rates[0]) * t / n)
         begin, end = indptr[i], indptr[i + 1]
-        _add_rows(indices, values, begin, end, table, hidden)
+        _add_rows(indices, values, begin, end, every, table, hidden)
         square = _through_output(output, hidden, codes[i], scores, gradient, rate, adaptive)
         for e in range(begin, end):
             _move_row(table, indices[e], values[e], square, gradient, rate, adaptive)
-        _move_row(table, last, _ONE, square, gradient, rate, adaptive)
+        _move_row(table, last, every, square, gradient, rate, adaptive)
 
 # %% ../nbs/17_stream.ipynb #56683175
-def _learn(X, codes, order, table, output, rates, adaptive=True, threads=1):
+def _learn(X, codes, order, table, output, rates, adaptive=True, threads=1, every=1.0):
     "One pass over the rows of X in the given order, dealt out to threads that take no locks."
     kernel, state = (_learn_linear, [table]) if output is None else (_learn_hidden, [table, output])
-    rates = np.asarray(rates, np.float32)
+    rates, every = np.asarray(rates, np.float32), np.float32(every)
 
     def work(piece):
-        kernel(X.indptr, X.indices, X.data, codes, piece, *state, rates, adaptive)
+        kernel(X.indptr, X.indices, X.data, codes, piece, every, *state, rates, adaptive)
 
     pieces = [np.ascontiguousarray(order[t::threads]) for t in range(threads)]
     if threads == 1:
@@ -140,16 +140,16 @@ def _learn(X, codes, order, table, output, rates, adaptive=True, threads=1):
 
 
 @compiled
-def _sums(indptr, indices, values, table):
+def _sums(indptr, indices, values, every, table):
     out = np.empty((len(indptr) - 1, table.shape[1] - 1), np.float32)
     for i in range(len(out)):
-        _add_rows(indices, values, indptr[i], indptr[i + 1], table, out[i])
+        _add_rows(indices, values, indptr[i], indptr[i + 1], every, table, out[i])
     return out
 
 
-def _scores(X, table, output):  # -> float32 (n, k)
+def _scores(X, table, output, every=1.0):  # -> float32 (n, k)
     "The scores of each row of X."
-    sums = _sums(X.indptr, X.indices, X.data, table)
+    sums = _sums(X.indptr, X.indices, X.data, np.float32(every), table)
     return sums if output is None else sums @ output[:, :-1].T
 
 # %% ../nbs/17_stream.ipynb #d36d1ff0
@@ -391,7 +391,7 @@ def _sample(path):
 # %% ../nbs/17_stream.ipynb #21e3df8c
 def _lines(file, held, name):
     "Lines of a text file; held[0], set to 0 after each row, bounds how many a row may take."
-    for line in iter(lambda: file.readline(_LONGEST), ""):
+    for line in iter(lambda: file.readline(_LONGEST + 1), ""):
         held[0] += len(line)
         if held[0] > _LONGEST:
             raise UserError(f"{name} has a row of more than {_LONGEST:,} characters: is a quote "
