@@ -49,7 +49,7 @@ def _error(scores, code):
         square += scores[c] * scores[c]
     return square / np.float32(len(scores))
 
-# %% ../nbs/17_stream.ipynb #f87be20e
+
 @compiled
 def _add_rows(indices, values, begin, end, every, table, out):
     "out = every times the last row + the sum of value times row over the entries of a text."
@@ -203,7 +203,7 @@ def _run(model, X, codes, order):
     _learn(X, codes, order, *_state(model), (rate, rate), threads=model.threads)
     model.n_seen_ += len(order)
 
-
+# %% ../nbs/17_stream.ipynb #3fb94d24
 def _stream_codes(classes, labels, n):
     "Numbers of the classes; UserError for a label that is none of them."
     if len(labels) != n:
@@ -235,8 +235,73 @@ def _classes(model, classes):
         raise UserError("two or more classes are needed")
     return given
 
-# %% ../nbs/17_stream.ipynb #3fb94d24
-class StreamClassifier(ClassifierMixin, BaseEstimator):
+# %% ../nbs/17_stream.ipynb #2adc46c2
+def _save(model, folder):
+    "The arrays as safetensors, the rest as JSON; nothing is pickled."
+    table, output = _state(model)
+    settings = model.get_params() | {"ngram_range": list(model.ngram_range)}
+    if not isinstance(settings["random_state"], (int, type(None))):
+        settings["random_state"] = None  # a generator cannot be written down
+    arrays = {"table": table} | ({} if output is None else {"output": output})
+    with atomic_path(folder / "model.safetensors") as path:
+        save_file(arrays, path)
+    config = {"kind": "ftnb.stream.StreamClassifier", "classes": model.classes_.tolist(),
+              "settings": settings, "n_seen": model.n_seen_,
+              "sha256": file_digest(folder / "model.safetensors")}
+    write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def _load(cls, folder):
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if config["sha256"] != file_digest(folder / "model.safetensors"):
+            raise ValueError("config.json and model.safetensors do not belong together")
+        arrays, settings = load_file(folder / "model.safetensors"), config["settings"]
+        model = cls(**settings | {"ngram_range": tuple(settings["ngram_range"])})
+        _begin(model, np.array(config["classes"]), check_random_state(0))
+        if arrays["table"].shape != model.table_.shape:
+            raise ValueError(f"a table of {arrays['table'].shape} in place of {model.table_.shape}")
+        model.table_, model.n_seen_ = arrays["table"], config["n_seen"]
+        model.output_ = arrays["output"] if model.dim else None
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"cannot load a stream model from {folder}: {reason}") from e
+    return model
+
+# %% ../nbs/17_stream.ipynb #e9ce1272
+class _StreamAnswers:
+    "What a fitted model can be asked, and how it is kept."
+
+    def decision_function(self, X):  # -> scores (n, k); the difference (n,) for two classes
+        "Scores; the largest wins, or the sign decides between two classes."
+        state = _state(self)
+        scores = _scores(_hashed(self, check_texts(X)), *state)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict_proba(self, X):  # -> (n, k), rows sum to one
+        "Softmax of the scores."
+        scores = self.decision_function(X).astype(np.float64)
+        return softmax(np.stack([0 * scores, scores], 1) if scores.ndim == 1 else scores, axis=1)
+
+    def predict(self, X):  # -> (n,) labels
+        "The most probable class of each text."
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
+
+    def save_pretrained(self, folder):
+        "Write model.safetensors and config.json into `folder`; learning can go on after loading."
+        _save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        "Read what save_pretrained wrote. Raises UserError if it is missing or damaged."
+        return _load(cls, Path(folder))
+
+    def __sklearn_tags__(self):
+        return _text_tags(super().__sklearn_tags__())
+
+# %% ../nbs/17_stream.ipynb #3b6abada
+class StreamClassifier(_StreamAnswers, ClassifierMixin, BaseEstimator):
     "Softmax over hashed n-grams of raw texts, learnt one text at a time with AdaGrad."
 
     def __init__(
@@ -274,67 +339,6 @@ class StreamClassifier(ClassifierMixin, BaseEstimator):
             _begin(self, known, check_random_state(self.random_state))
         _run(self, _hashed(self, texts), codes, np.arange(len(texts)))
         return self
-
-    def decision_function(self, X):  # -> scores (n, k); the difference (n,) for two classes
-        "Scores; the largest wins, or the sign decides between two classes."
-        state = _state(self)
-        scores = _scores(_hashed(self, check_texts(X)), *state)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
-
-    def predict_proba(self, X):  # -> (n, k), rows sum to one
-        "Softmax of the scores."
-        scores = self.decision_function(X).astype(np.float64)
-        return softmax(np.stack([0 * scores, scores], 1) if scores.ndim == 1 else scores, axis=1)
-
-    def predict(self, X):  # -> (n,) labels
-        "The most probable class of each text."
-        scores = self.decision_function(X)
-        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
-
-    def save_pretrained(self, folder):
-        "Write model.safetensors and config.json into `folder`; learning can go on after loading."
-        _save(self, Path(folder))
-
-    @classmethod
-    def from_pretrained(cls, folder):
-        "Read what save_pretrained wrote. Raises UserError if it is missing or damaged."
-        return _load(cls, Path(folder))
-
-    def __sklearn_tags__(self):
-        return _text_tags(super().__sklearn_tags__())
-
-# %% ../nbs/17_stream.ipynb #2adc46c2
-def _save(model, folder):
-    "The arrays as safetensors, the rest as JSON; nothing is pickled."
-    table, output = _state(model)
-    settings = model.get_params() | {"ngram_range": list(model.ngram_range)}
-    if not isinstance(settings["random_state"], (int, type(None))):
-        settings["random_state"] = None  # a generator cannot be written down
-    arrays = {"table": table} | ({} if output is None else {"output": output})
-    with atomic_path(folder / "model.safetensors") as path:
-        save_file(arrays, path)
-    config = {"kind": "ftnb.stream.StreamClassifier", "classes": model.classes_.tolist(),
-              "settings": settings, "n_seen": model.n_seen_,
-              "sha256": file_digest(folder / "model.safetensors")}
-    write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-
-
-def _load(cls, folder):
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        if config["sha256"] != file_digest(folder / "model.safetensors"):
-            raise ValueError("config.json and model.safetensors do not belong together")
-        arrays, settings = load_file(folder / "model.safetensors"), config["settings"]
-        model = cls(**settings | {"ngram_range": tuple(settings["ngram_range"])})
-        _begin(model, np.array(config["classes"]), check_random_state(0))
-        if arrays["table"].shape != model.table_.shape:
-            raise ValueError(f"a table of {arrays['table'].shape} in place of {model.table_.shape}")
-        model.table_, model.n_seen_ = arrays["table"], config["n_seen"]
-        model.output_ = arrays["output"] if model.dim else None
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"cannot load a stream model from {folder}: {reason}") from e
-    return model
 
 # %% ../nbs/17_stream.ipynb #f1712e81
 def progressive(

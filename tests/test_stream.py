@@ -339,7 +339,7 @@ def test_what_is_wrong_at_once_is_told_at_once(tmp_path):
 
 def test_damage_is_replaced_only_on_request(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_bytes("label,text\n".encode() + "1,naïve\n".encode() * 99 + b"2,\xe9\n")
+    path.write_bytes(b"label,text\n" + "1,naïve\n".encode() * 99 + b"2,\xe9\n")
     with pytest.raises(UserError, match="errors='replace'"):
         rows_of(path)
     assert rows_of(path, errors="replace")[-1] == ("\ufffd", "2")
