@@ -22,7 +22,7 @@ import numpy as np
 from .bow import BagOfWordsClassifier
 from .core import UserError
 from .metrics import accuracy, mcnemar, paired_bootstrap
-from .text import TOKEN_PATTERN, character_classes, check_texts, tokenize, tokenize_many
+from .text import TOKEN_PATTERN, check_texts, tokenize, tokenize_many
 
 # %% ../nbs/15_preprocess.ipynb #c45165d5
 def char_ngrams(
@@ -130,11 +130,12 @@ NEGATIONS = {
     "zh": frozenset("不 没 没有 无 未 别 非 勿 不是 不会 不能 不要 不再 并非".split()),
 }
 _CHINESE_FUNCTION_WORDS = frozenset(
-    "的 地 得 了 着 过 吗 呢 吧 啊 呀 嘛 啦 哦 我 你 您 他 她 它 我们 你们 他们 她们 它们 咱们 自己 "
-    "这 那 这个 那个 这些 那些 这里 那里 这样 那样 哪 谁 什么 怎么 某 每 各 在 从 到 对 对于 向 往 把 被 "
-    "让 给 跟 和 与 同 及 以及 或 或者 而 而且 并 并且 但 但是 可是 不过 然而 因为 所以 因此 如果 虽然 "
-    "尽管 即使 由于 为 为了 以 于 之 其 就 才 都 也 还 又 再 很 太 更 最 非常 比较 已 已经 曾经 正在 "
-    "是 有 会 能 可以 可能 要 想 应该 一 一个 一些 一下 个 些 等 等等 上 下 里 中 时 时候 后 前".split())
+    "的 地 得 了 着 过 吗 呢 吧 啊 呀 嘛 啦 哦 我 你 您 他 她 它 我们 你们 他们 她们 "
+    "它们 咱们 自己 这 那 这个 那个 这些 那些 这里 那里 这样 那样 哪 谁 什么 怎么 某 每 "
+    "各 在 从 到 对 对于 向 往 把 被 让 给 跟 和 与 同 及 以及 或 或者 而 而且 并 并且 但 "
+    "但是 可是 不过 然而 因为 所以 因此 如果 虽然 尽管 即使 由于 为 为了 以 于 之 其 就 才 "
+    "都 也 还 又 再 很 太 更 最 非常 比较 已 已经 曾经 正在 是 有 会 能 可以 可能 要 想 "
+    "应该 一 一个 一些 一下 个 些 等 等等 上 下 里 中 时 时候 后 前".split())
 
 
 @functools.cache
@@ -263,7 +264,8 @@ def arms_of(
     single = [name for name in STEPS if language == "en" or name != "stems"]
     rest = [name for name in single if not name.startswith("stop")]
     return {name: [name] for name in single} | {
-        "all": [*rest, "stop words"], "all but stop": rest, "all, keep not": [*rest, "stop, keep not"]}
+        "all": [*rest, "stop words"], "all but stop": rest,
+        "all, keep not": [*rest, "stop, keep not"]}
 
 
 def step_effects(
