@@ -187,7 +187,7 @@ def stem(text: str, language: str = "en") -> str:
     return _word.sub(lambda m: _stem(m[0]), text)
 
 # %% ../nbs/15_preprocess.ipynb #b1c5e20c
-STEPS = {
+STEPS = {  # name -> function of (text, language)
     "nfkc": nfkc, "lower": lower, "numbers": mask_numbers, "stop words": remove_stop_words,
     "stop, keep not": keep_negation, "stems": stem, "punctuation": strip_punctuation,
 }
