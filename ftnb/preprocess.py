@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 
 import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from .bow import BagOfWordsClassifier
 from .core import UserError
@@ -138,18 +139,12 @@ _CHINESE_FUNCTION_WORDS = frozenset(
     "应该 一 一个 一些 一下 个 些 等 等等 上 下 里 中 时 时候 后 前".split())
 
 
-@functools.cache
-def stop_words(
-    language: str,  # "en": scikit-learn's list; "zh": a short one of function words
-) -> frozenset:
+def stop_words(language: str) -> frozenset:  # en: scikit-learn's; zh: short, of function words
     "Words thought to say nothing; both lists hold the language's negations."
     if language not in NEGATIONS:
         raise UserError(f"language must be en or zh, not {language!r}")
-    if language == "zh":
-        return _CHINESE_FUNCTION_WORDS | NEGATIONS["zh"]
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    return ENGLISH_STOP_WORDS
+    chinese = _CHINESE_FUNCTION_WORDS | NEGATIONS["zh"]
+    return chinese if language == "zh" else ENGLISH_STOP_WORDS
 
 
 def remove_stop_words(
@@ -257,9 +252,7 @@ def bag_predictions(
     return model.predict(bags[1])
 
 
-def arms_of(
-    language: str,  # "en", or "zh", which has no stems
-) -> dict[str, list[str]]:  # name of the arm -> its steps
+def arms_of(language: str) -> dict[str, list[str]]:  # name of the arm -> its steps
     "The combinations to compare: each step alone, all, all but the stop list, all keeping not."
     single = [name for name in STEPS if language == "en" or name != "stems"]
     rest = [name for name in single if not name.startswith("stop")]
@@ -269,8 +262,7 @@ def arms_of(
 
 
 def step_effects(
-    labels,  # (m,) true labels of the test texts
-    without,  # (m,) predictions without any step
+    labels, without,  # (m,) true labels of the test texts; predictions without any step
     arms,  # dict: name -> (m,) predictions with the steps of that arm
     n: int = 1000,  # resamples
     seed: int = 0,
