@@ -3,7 +3,7 @@
     PYTHONPATH=tests .venv/bin/python -m benches.vectors
 
 trains gensim on the texts of notebook 18 at its size `cpu`, puts it to the notebook's tests and
-keeps the results in data/measured/18_similarity.gensim.json, which the notebook shows beside its own.
+keeps the results in data/measured/18_similarity.gensim.json; the notebook shows them.
 """
 
 import json
@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 
 from benches.common import CORES, Benchmark, Case
-
 from ftnb.core import environment, write_text
 from ftnb.runs import find_notebook, parameters_of, size_parameters
 from ftnb.text import tokenize_many
