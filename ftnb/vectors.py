@@ -173,23 +173,69 @@ def keep_probability(
 
 # %% ../nbs/12_vectors.ipynb #c30034ab
 @_compiled
-def _step(v, u, word, targets, rate, change):
-    "One step of v[word] and u[targets]; the first target is real, the others were drawn."
-    dim = v.shape[1]
-    change[:] = 0
+def _logistic(s):
+    "1 / (1 + exp(-s)) to five digits, without a call, so that a loop over it is vectorised."
+    x = min(np.float32(30), max(np.float32(-30), s)) * np.float32(1 / 512)
+    a, b = np.float32(1) + x, np.float32(1) - x
+    for _ in range(8):
+        a, b = a * a, b * b
+    return a / (a + b)
+
+
+@_compiled
+def _score(v, u, near, m, targets, gains):
+    "gains[q, k] = v[near[q]] · u[targets[k]], by tiles of two neighbours and three targets."
+    for q in range(0, m, 2):
+        for k in range(0, targets.size, 3):
+            w, z, t0, t1, t2 = near[q], near[q + 1], targets[k], targets[k + 1], targets[k + 2]
+            a0 = a1 = a2 = b0 = b1 = b2 = np.float32(0)
+            for i in range(v.shape[1]):
+                a0 += v[w, i] * u[t0, i]
+                a1 += v[w, i] * u[t1, i]
+                a2 += v[w, i] * u[t2, i]
+                b0 += v[z, i] * u[t0, i]
+                b1 += v[z, i] * u[t1, i]
+                b2 += v[z, i] * u[t2, i]
+            gains[q, k], gains[q, k + 1], gains[q, k + 2] = a0, a1, a2
+            gains[q + 1, k], gains[q + 1, k + 1], gains[q + 1, k + 2] = b0, b1, b2
+
+
+@_compiled
+def _gain(m, targets, rate, gains):
+    "Turn the scores of m neighbours into rate * (y - probability)."
+    flat = gains.reshape(-1)
+    for j in range(m * targets.size):
+        flat[j] = -rate * _logistic(flat[j])
+    for q in range(m):
+        gains[q, 0] += rate  # the real target's y is 1
+    gains[m] = 0  # the neighbour that fills the last tile
+
+# %% ../nbs/12_vectors.ipynb #828a54f1
+@_compiled
+def _move(v, u, near, m, targets, gains, change):
+    "v[near] += gains @ u[targets] and u[targets] += gains.T @ v[near], from the rows as they were."
+    for k in range(0, targets.size, 3):
+        change[k : k + 3] = 0
+        for q in range(0, m, 2):
+            w, z = near[q], near[q + 1]
+            a0, a1, a2 = gains[q, k], gains[q, k + 1], gains[q, k + 2]
+            b0, b1, b2 = gains[q + 1, k], gains[q + 1, k + 1], gains[q + 1, k + 2]
+            for i in range(v.shape[1]):
+                change[k, i] += a0 * v[w, i] + b0 * v[z, i]
+                change[k + 1, i] += a1 * v[w, i] + b1 * v[z, i]
+                change[k + 2, i] += a2 * v[w, i] + b2 * v[z, i]
+    for q in range(0, m, 2):
+        for k in range(0, targets.size, 3):
+            w, z, t0, t1, t2 = near[q], near[q + 1], targets[k], targets[k + 1], targets[k + 2]
+            a0, a1, a2 = gains[q, k], gains[q, k + 1], gains[q, k + 2]
+            b0, b1, b2 = gains[q + 1, k], gains[q + 1, k + 1], gains[q + 1, k + 2]
+            for i in range(v.shape[1]):
+                v[w, i] += a0 * u[t0, i] + a1 * u[t1, i] + a2 * u[t2, i]
+                v[z, i] += b0 * u[t0, i] + b1 * u[t1, i] + b2 * u[t2, i]
     for k in range(targets.size):
-        target = targets[k]
-        if k > 0 and target == targets[0]:
-            continue
-        s = np.float32(0)
-        for i in range(dim):
-            s += u[target, i] * v[word, i]
-        gain = rate * (np.float32(k == 0) - np.float32(1) / (np.float32(1) + np.exp(-s)))
-        for i in range(dim):
-            change[i] += gain * u[target, i]
-            u[target, i] += gain * v[word, i]
-    for i in range(dim):
-        v[word, i] += change[i]
+        t = targets[k]
+        for i in range(u.shape[1]):
+            u[t, i] += change[k, i]
 
 
 @_compiled
@@ -202,7 +248,7 @@ def _thin(words, keep, state, text):
             n += 1
     return n
 
-# %% ../nbs/12_vectors.ipynb #828a54f1
+# %% ../nbs/12_vectors.ipynb #2b39ee0b
 @_compiled
 def train_epoch(
     ids,  # int32: words of all texts, numbers below V
@@ -217,22 +263,29 @@ def train_epoch(
     lr_end,  # and at the end; in between it falls in a straight line
     state,  # uint64 (1,): of the random generator, changed
 ):
-    "One pass of skip-gram with negative sampling; the negatives of a place serve its whole window."
+    "One pass of skip-gram with negative sampling; one step for all pairs of a place."
     text = np.empty(np.diff(offsets).max() if offsets.size > 1 else 0, np.uint64)
-    targets, change = np.empty(negatives + 1, np.uint64), np.empty(v.shape[1], np.float32)
-    done = 0
+    near, targets = np.empty(2 * window + 1, np.uint64), np.empty(negatives // 3 * 3 + 3, np.uint64)
+    gains = np.empty((near.size, targets.size), np.float32)
+    change, done = np.empty((targets.size, v.shape[1]), np.float32), 0
     for d in range(offsets.size - 1):
         n = _thin(ids[offsets[d] : offsets[d + 1]], keep, state, text)
         rate = np.float32(lr + (lr_end - lr) * done / max(1, ids.size))
         done += offsets[d + 1] - offsets[d]
         for p in range(n):
             reach = 1 + below(state, window)
-            targets[0] = text[p]
-            for k in range(negatives):
-                targets[k + 1] = table[below(state, table.size)]
+            near[:], targets[:], m = text[p], text[p], 0  # what is not filled below is padding
+            for k in range(1, negatives + 1):
+                targets[k] = table[below(state, table.size)]
             for q in range(max(0, p - reach), min(n, p + reach + 1)):
                 if q != p:
-                    _step(v, u, text[q], targets, rate, change)
+                    near[m], m = text[q], m + 1
+            _score(v, u, near, m, targets, gains)
+            _gain(m, targets, rate, gains)
+            for k in range(1, targets.size):
+                if targets[k] == targets[0]:  # the real target, drawn as its own negative
+                    gains[:m, k] = 0
+            _move(v, u, near, m, targets, gains, change)
 
 # %% ../nbs/12_vectors.ipynb #44310023
 def train_vectors(
@@ -600,7 +653,8 @@ def _fit_classifier(model, texts, labels):
     fitted = (_fit_joint if joint else _fit_linear)(model, texts, y, _seed(model.random_state))
     model.classes_ = classes
     model.words_, model.vectors_, model.weights_, coef, intercept = fitted
-    model.coef_, model.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
+    model.coef_ = coef.astype(np.float32, order="C")  # as it is read back: sums round alike
+    model.intercept_ = intercept.astype(np.float32)
     model.n_parameters_ = sum(getattr(model, f"{name}_").size for name in _ARRAYS)
     model.size_bytes_ = _size_bytes(model)
 
