@@ -220,7 +220,7 @@ def test_held_out_words_are_not_known_to_the_fold():
     texts, labels = hotline(200)
     fold = fold_numbers(labels, 4)
     plain, _ = cross_validate_counts(texts, labels, folds=fold)
-    rare = [text + " zyxwv" * (f == 0) for text, f in zip(texts, fold, strict=True)]
+    rare = [text + " zyxwv" * int(f == 0) for text, f in zip(texts, fold, strict=True)]
     changed, _ = cross_validate_counts(rare, labels, folds=fold)
     for key in plain:
         assert (plain[key] == changed[key])[fold == 0].all(), key
