@@ -107,7 +107,7 @@ def _squares(data, indptr):
             out[i] += data[j] * data[j]
     return out
 
-
+# %% ../nbs/16_linear.ipynb #d884ff16
 @compiled
 def _dual_descent(data, indices, indptr, sign, m, C, tol, most, state):
     n, half = len(sign), 0.5 / C
@@ -297,7 +297,7 @@ def cross_validate_counts(
             found[name, ranges[r]][fold == f] = answer
     return {key: classes[guess] for key, guess in found.items()}, fold
 
-
+# %% ../nbs/16_linear.ipynb #bdbf89e6
 def _fits(models):
     "Names or functions -> dict of functions."
     if isinstance(models, dict):
