@@ -215,8 +215,7 @@ def _hash_all(packed, stop, gap, low, high):
 
 # %% ../nbs/11_bow.ipynb #eb2ed511
 @compiled
-def _count(hashes, first, low, n_features, signed, total, slots):
-    indices, data = np.empty(total, np.int32), np.empty(total, np.float32)
+def _count(hashes, first, low, n_features, signed, indices, data, slots):
     lengths = np.empty(len(first) - 1, np.int64)
     mask, n = np.uint64(len(slots) - 1), np.uint64(n_features)
     power_of_two = n & (n - _1) == 0
@@ -241,7 +240,7 @@ def _count(hashes, first, low, n_features, signed, total, slots):
                     indices[np.uint64(k)], data[np.uint64(k)] = index, value
                     k += 1
         lengths[d] = k - row
-    return indices[:k], data[:k], lengths
+    return lengths
 
 
 
@@ -255,14 +254,37 @@ def _ngrams_per_text(first, low, high):
     return each
 
 
-def _count_chunk(texts, analyzer, lowercase, low, high, n_features, signed):
-    "Hashed n-gram counts of some texts: columns, values, entries per text."
+class _Rows:
+    "The entries of a growing CSR matrix; counts are written where they will stay."
+
+    def __init__(self, capacity: int):
+        self.indices, self.data = np.empty(capacity, np.int32), np.empty(capacity, np.float32)
+        self.used, self.lengths = 0, []
+
+    def room(self, n: int):
+        "The place for n more entries; the arrays grow by half if it is not there."
+        if self.used + n > len(self.indices):
+            more = np.empty(max(n, len(self.indices) // 2), np.int32)
+            self.indices = np.concatenate([self.indices[: self.used], more])
+            self.data = np.concatenate([self.data[: self.used], more.view(np.float32)])
+        place = slice(self.used, self.used + n)
+        return self.indices[place], self.data[place]
+
+    def add(self, lengths):
+        "Note the entries of some texts that were written into the room."
+        self.used += int(lengths.sum())
+        self.lengths.append(lengths)
+
+
+def _count_chunk(rows, texts, analyzer, lowercase, low, high, n_features, signed):
+    "Append the hashed n-gram counts of some texts to rows."
     packed, stop, gap, first = _pack(texts, analyzer, lowercase)
     each, units = _ngrams_per_text(first, low, high), int(np.diff(first).max())
     hashes = _hash_all(packed, stop, gap, low, max(low, min(high, units)))
     most = max(1, int(each.max()))
     slots = np.full(1 << max(4, min(2 * most, n_features).bit_length()), -1, np.int32)
-    return _count(hashes, first, low, n_features, signed, int(each.sum()), slots)
+    place = rows.room(int(each.sum()))
+    rows.add(_count(hashes, first, low, n_features, signed, *place, slots))
 
 
 
@@ -278,18 +300,33 @@ def _cut(texts, size=_CHUNK):
     return [texts[a:b] for a, b in itertools.pairwise(cuts)]
 
 
+def _count_group(chunks, capacity, *settings):
+    rows = _Rows(capacity)
+    for chunk in chunks:
+        _count_chunk(rows, chunk, *settings)
+    return rows
+
+
 def _count_all(texts, threads, *settings):
     "Columns, values and row pointers of all texts, in chunks, by `threads` threads."
     chunks = _cut(texts)
-    if threads > 1 and len(chunks) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(lambda chunk: _count_chunk(chunk, *settings), chunks))
-    else:
-        parts = [_count_chunk(chunk, *settings) for chunk in chunks]
-    indices, data, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
-    kind = np.int32 if len(indices) < 2**31 else np.int64
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(kind)
-    return data, indices.astype(kind, copy=False), indptr
+    each = -(-len(chunks) // threads)
+    groups = [chunks[i : i + each] for i in range(0, len(chunks), each)]
+    guess = 2 * sum(map(len, chunks[0])) // 5  # entries of a chunk, about
+    sizes = [guess * len(group if i else chunks) for i, group in enumerate(groups)]
+    with ThreadPoolExecutor(len(groups)) as pool:
+        first, *others = pool.map(lambda g, n: _count_group(g, n, *settings), groups, sizes)
+    for other in others:
+        for place, found in zip(first.room(other.used), (other.indices, other.data), strict=True):
+            place[:] = found[: other.used]
+        first.add(np.concatenate(other.lengths))
+    kind = np.int32 if first.used < 2**31 else np.int64
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(first.lengths))]).astype(kind)
+    for array in (first.indices, first.data):
+        array.resize(first.used, refcheck=False)  # gives back what was not needed
+    return first.data, first.indices.astype(kind, copy=False), indptr
+
+
 
 # %% ../nbs/11_bow.ipynb #c638799d
 def _text_tags(tags, requires_fit=True):
