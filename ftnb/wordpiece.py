@@ -256,8 +256,9 @@ _STAYS = set("Ll Lo Lm Nd Nl No Mc Me So Sm Sc Sk Cn".split())
 
 def _may_change(code: int) -> bool:
     ch = chr(code)
-    return (code < 128 or code in _CLASS_THEN or code in _CAPITALS or ch.lower() != ch
-            or _class(ch) not in _STAYS or bool(unicodedata.decomposition(ch)))
+    return (code < 128 or code == 0xFFFD or code in _CLASS_THEN or code in _CAPITALS
+            or ch.lower() != ch
+            or _class(ch) not in _STAYS or unicodedata.normalize("NFD", ch) != ch)
 
 
 def _entry(code: int, new: str, spare: bytearray) -> int:
