@@ -9,7 +9,6 @@ __all__ = ['POOL', 'ALPHABET', 'choose_symbols', 'encode', 'FusedLookup', 'looku
 # %% ../nbs/13_chars.ipynb #59168bf3
 import contextlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +67,6 @@ def _scatter_add(
     grad,  # (B * L * dim,)
     table,  # (kernel * n_symbols * dim,), changed
     sizes,  # n_symbols, kernel, dim
-    first,  # filters first to last - 1 are added
-    last,
 ):
     n_symbols, kernel, dim = sizes
     length = x.shape[1] - kernel + 1
@@ -78,21 +75,14 @@ def _scatter_add(
             source = np.uint64((b * length + p) * dim)
             for j in range(kernel):
                 to = np.uint64((j * n_symbols + x[b, p + j]) * dim)
-                for d in range(np.uint64(first), np.uint64(last)):
+                for d in range(np.uint64(dim)):
                     table[to + d] += grad[source + d]
 
 
-def _table_gradient(x, grad, sizes):  # on the CPU; threads share the filters
+def _table_gradient(x, grad, sizes):  # on the CPU
     n_symbols, kernel, dim = sizes
     table = grad.new_zeros(kernel * n_symbols, dim)
-    arrays = x.numpy(), grad.contiguous().view(-1).numpy(), table.view(-1).numpy(), sizes
-    n = torch.get_num_threads() if grad.numel() * kernel > 2_000_000 else 1
-    cuts = np.linspace(0, dim, n + 1).astype(int).tolist()
-    if n == 1:
-        _scatter_add(*arrays, 0, dim)
-    else:
-        with ThreadPoolExecutor(n) as pool:
-            list(pool.map(lambda *part: _scatter_add(*arrays, *part), cuts, cuts[1:]))
+    _scatter_add(x.numpy(), grad.contiguous().view(-1).numpy(), table.view(-1).numpy(), sizes)
     return table
 
 
@@ -467,17 +457,18 @@ class ZhangNet(torch.nn.Module):
             torch.nn.init.normal_(layer.weight, 0, spread)
             torch.nn.init.zeros_(layer.bias)
 
-    def first(self, x):  # (B, L) int32 -> (B, width, L - 6)
+    def first(self, x):  # (B, L) int32 -> (B, width, (L - 6) / 3): convolved, pooled, cut at zero
         conv = self.convs[0]
         table = F.pad(conv.weight.permute(2, 1, 0), (0, 0, 1, 0))  # (7, 71, width); row 0: zeros
         table = torch.cat([table[:1] + conv.bias, table[1:]])  # once in each window
-        return lookup(x, table.flatten(0, 1), len(table)).transpose(1, 2)
+        h = lookup(x, table.flatten(0, 1), len(table)).transpose(1, 2)
+        return F.relu(F.max_pool1d(h, POOL))  # the two may change places: a third of the work
 
     def forward(self, x):  # (B, length) int32 from `quantize` -> (B, n_classes) logits
         h = self.first(x)
-        for i, conv in enumerate(self.convs):
-            h = conv(h) if i else h
-            h = F.relu(F.max_pool1d(h, POOL) if i in _POOLED else h)  # the two may change places
+        for i, conv in enumerate(self.convs[1:], start=1):
+            h = conv(h)
+            h = F.relu(F.max_pool1d(h, POOL) if i in _POOLED else h)
         h = h.flatten(1)
         for layer in self.dense:
             h = F.dropout(F.relu(layer(h)), 0.5, self.training)

@@ -297,7 +297,7 @@ def _new_net(one, dim: int) -> torch.nn.Module:
 
 
 def _put_vectors(net, words, vectors):
-    "Start words from given vectors, scaled to the spread of the random ones (Kim 2014, sec. 3)."
+    "Start words from given vectors, scaled to the spread of the random ones."
     number = {word: i for i, word in enumerate(words, start=2)}
     rows = torch.tensor([number[word] for word in vectors.words])
     given = torch.as_tensor(np.asarray(vectors.vectors, np.float32))
