@@ -78,7 +78,7 @@ def _scatter_add(
                 for d in range(np.uint64(dim)):
                     table[to + d] += grad[source + d]
 
-
+# %% ../nbs/13_chars.ipynb #e4a4870d
 def _table_gradient(x, grad, sizes):  # on the CPU
     n_symbols, kernel, dim = sizes
     table = grad.new_zeros(kernel * n_symbols, dim)
@@ -214,7 +214,7 @@ def _validation_loss(net, data: Sequences) -> dict:
     hit = (logits.argmax(1) == data.labels).double().mean().item()
     return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": hit}
 
-
+# %% ../nbs/13_chars.ipynb #aa385dd4
 @contextlib.contextmanager
 def using_threads(
     n: int | None,
@@ -442,7 +442,7 @@ def _positions(length: int) -> int:
         raise UserError("length is too small for six convolutions: give at least 123")
     return length
 
-
+# %% ../nbs/13_chars.ipynb #d49ba39c
 class ZhangNet(torch.nn.Module):
     "Six convolutions over characters and three dense layers; the first convolution is a look-up."
 
@@ -474,7 +474,7 @@ class ZhangNet(torch.nn.Module):
             h = F.dropout(F.relu(layer(h)), 0.5, self.training)
         return self.head(h)
 
-
+# %% ../nbs/13_chars.ipynb #bcf82270
 def zhang2015(
     size: str = "small",  # "small" or "large"
     n_classes: int = 4,

@@ -199,7 +199,7 @@ class Recurrent(torch.nn.Module):
         h = self.pool(self.rnn(e)[0], x)
         return self.head(F.dropout(h, self.dropout, self.training))
 
-
+# %% ../nbs/19_sequences.ipynb #ef03ea3b
 KINDS = ("dan", "cnn", "rnn", "lstm")
 
 
@@ -237,7 +237,7 @@ class NumberedTexts:
             row[:n] = self.ids[start : start + n]
         return torch.from_numpy(x), self.labels[rows]
 
-
+# %% ../nbs/19_sequences.ipynb #e158944c
 def number_texts(
     texts,  # list of n strings
     words,  # known words; None: read UTF-8 bytes
@@ -282,7 +282,7 @@ def _choose_words(one, texts) -> list[str] | None:
     own = [words[i] for i in order[counts[order] >= one.min_count]]
     return own if one.vectors is None else list(dict.fromkeys([*own, *one.vectors.words]))
 
-
+# %% ../nbs/19_sequences.ipynb #4cbf233e
 def _numbered(one, texts, y=None) -> NumberedTexts:
     "The texts as the classifier reads them."
     most = one.max_length or {"word": 400, "byte": 600}[one.unit]
@@ -330,7 +330,7 @@ def _enough_epochs(n: int) -> int:
     "Epochs for `n` texts: 60,000 texts seen in all, within 8 and 40 epochs."
     return min(40, max(8, round(60_000 / n)))
 
-
+# %% ../nbs/19_sequences.ipynb #7f9ce5b4
 def _fit(one, texts, labels):
     "Number the words, hold back rows, train, keep the best epoch."
     _check_settings(one)
@@ -358,7 +358,7 @@ def _fit(one, texts, labels):
         )  # fmt: skip
     return _measured(one)
 
-# %% ../nbs/19_sequences.ipynb #7f9ce5b4
+# %% ../nbs/19_sequences.ipynb #86ae5db5
 def _measured(one):
     "Set the attributes that say how large the fitted model is."
     tensors = list(one.net_.state_dict().values())
@@ -376,7 +376,7 @@ def _probabilities(one, texts) -> np.ndarray:  # (n, classes), rows that sum to 
     raised = np.exp(logits - logits.max(1, keepdims=True))
     return raised / raised.sum(1, keepdims=True)
 
-
+# %% ../nbs/19_sequences.ipynb #c67882fa
 def _save(one, folder):
     "Write model.safetensors and config.json into `folder`; nothing is pickled."
     check_is_fitted(one)
