@@ -11,14 +11,20 @@ from estimator_checks import CHECKS, sklearn_checks
 from sklearn.base import clone
 
 from ftnb.chars import (
+    ALPHABET,
     POOL,
     CharClassifier,
     CharNet,
     Sequences,
+    ZhangNet,
+    _table_gradient,
+    _table_gradient_by_torch,
     choose_symbols,
     encode,
     filter_windows,
     lookup,
+    quantize,
+    zhang2015,
 )
 from ftnb.core import UserError
 
@@ -216,3 +222,90 @@ def test_windows_are_pieces_of_the_texts():
         found = filter_windows(model, ["water", "lamp"], which=2, n=4)
         assert len(found) == 4 and found == sorted(found, reverse=True)
         assert all(w.strip("·?") in "water lamp" for _, w in found)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("B, L, S, D, k", [(1, 1, 1, 1, 1), (2, 9, 5, 3, 4), (7, 200, 71, 33, 7),
+                                           (0, 5, 4, 3, 2), (8, 300, 9, 256, 7)])  # fmt: skip
+def test_the_compiled_gradient_is_torchs_to_the_bit(kind, B, L, S, D, k):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(S, (B, L + k - 1), generator=g, dtype=torch.int32)
+    grad = torch.randn(B, L, D, generator=g).to(kind)
+    found = _table_gradient(x, grad, (S, k, D))
+    assert found.dtype == kind
+    turned = grad.transpose(1, 2).contiguous().transpose(1, 2)  # another order in memory
+    assert torch.equal(_table_gradient(x, turned, (S, k, D)), found)
+    if B:
+        assert torch.equal(found, _table_gradient_by_torch(x, grad, (S, k, D)))
+
+
+def test_a_symbol_outside_the_table_is_refused():
+    with pytest.raises((IndexError, RuntimeError)):
+        lookup(torch.full((1, 8), 99, dtype=torch.int32), torch.zeros(2 * 5, 3), 2)
+
+
+def test_half_precision_takes_the_other_way():
+    x = torch.randint(5, (2, 9), dtype=torch.int32)
+    table = torch.randn(2 * 5, 4).requires_grad_()
+    lookup(x, table, 2).sum().backward()
+    half = table.detach().to(torch.float16).requires_grad_()
+    lookup(x, half, 2).sum().backward()
+    assert torch.equal(half.grad.float(), table.grad), "counts: exact in both"
+
+
+def test_quantised_texts():
+    odd = ["", "ABC", "水", "a\nb", "\ud800x", "İ" * 2000, "x" * 10**7, "a-b", "hello " * 400]
+    x = quantize(odd)
+    assert x.shape == (len(odd), 1014) and x.dtype == torch.int32
+    assert 0 <= x.min() and x.max() <= len(ALPHABET)
+    assert not x[0].any() and not x[2].any() and x[1, :4].tolist() == [3, 2, 1, 0]
+    assert [ALPHABET[i - 1] for i in x[7, :3].tolist()] == ["b", "-", "a"]
+    forward = quantize(odd, backward=False)
+    for back, front, text in zip(x, forward, odd, strict=True):
+        n = min(1014, len(text.lower()))
+        assert back[:n].tolist() == front[:n].flip(0).tolist() and not front[n:].any()
+
+
+class OneHotZhangNet(ZhangNet):
+    "The first layer as it is usually written."
+
+    def first(self, x):
+        wide = torch.zeros(len(x), len(ALPHABET) + 1, x.shape[1], dtype=self.head.weight.dtype)
+        h = self.convs[0](wide.scatter_(1, x.long()[:, None], 1.0)[:, 1:])
+        return torch.nn.functional.max_pool1d(h.relu(), POOL)
+
+
+@pytest.mark.parametrize("length", [123, 150, 1014])
+def test_the_network_is_its_one_hot_twin(length):
+    torch.manual_seed(0)
+    kinds = (ZhangNet, OneHotZhangNet)
+    ours, twin = (kind(4, 16, 24, length, 0.3).double().eval() for kind in kinds)
+    for layer in ours.convs:
+        torch.nn.init.normal_(layer.bias)
+    twin.load_state_dict(ours.state_dict())
+    x = torch.randint(0, 71, (3, length), dtype=torch.int32)
+    x[2] = 0
+    torch.testing.assert_close(ours(x), twin(x))
+    assert (ours(x).std(0) > 0).all(), "the texts are told apart, so the comparison says something"
+    for net in (ours, twin):
+        net(x).square().sum().backward()
+    for (name, p), q in zip(ours.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+@pytest.mark.parametrize("size, width, dense", [("small", 256, 1024), ("large", 1024, 2048)])
+def test_the_sizes_of_the_paper(size, width, dense):
+    with torch.device("meta"):
+        net = zhang2015(size, n_classes=14)
+    assert [c.kernel_size[0] for c in net.convs] == [7, 7, 3, 3, 3, 3]
+    assert [c.in_channels for c in net.convs] == [70] + [width] * 5
+    assert [d.in_features for d in net.dense] == [(1014 - 96) // 27 * width, dense]
+    assert (net.head.in_features, net.head.out_features) == (dense, 14)
+
+
+def test_sizes_that_cannot_be():
+    with pytest.raises(UserError, match="small"):
+        zhang2015("medium")
+    with pytest.raises(UserError, match="length"):
+        zhang2015("small", length=122)
+    assert zhang2015("small", length=123)(quantize(["a", ""], 123)).shape == (2, 4)
