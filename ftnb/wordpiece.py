@@ -517,7 +517,7 @@ def _read_vocabulary(path):
                         "give a vocab.txt, one piece a line") from e
     return [line.rstrip() for line in (lines[:-1] if lines[-1] == "" else lines)]
 
-
+# %% ../nbs/14_wordpiece.ipynb #d5d4a045
 class WordPiece:
     "BERT's tokenizer: the same numbers as `tokenizers`, compiled."
 
