@@ -199,7 +199,7 @@ def count_words(
     "How often each of BERT's words occurs."
     return Counter(word for text in texts for word in split_words(text, lowercase))
 
-
+# %% ../nbs/14_wordpiece.ipynb #30423f06
 class BPE:
     "Byte pair encoding over BERT's words, each with a mark at its end."
 
@@ -373,7 +373,7 @@ def _special_at(buffer, i, end, names):
             return s, n
     return -1, 0
 
-
+# %% ../nbs/14_wordpiece.ipynb #27400676
 @compiled
 def _next_word(buffer, i, end, tables, names, word, moving, n, lo, hi):
     table, spare, _ = tables
