@@ -199,7 +199,7 @@ def count_words(
     "How often each of BERT's words occurs."
     return Counter(word for text in texts for word in split_words(text, lowercase))
 
-
+# %% ../nbs/14_wordpiece.ipynb #30423f06
 class BPE:
     "Byte pair encoding over BERT's words, each with a mark at its end."
 
@@ -373,7 +373,7 @@ def _special_at(buffer, i, end, names):
             return s, n
     return -1, 0
 
-
+# %% ../nbs/14_wordpiece.ipynb #27400676
 @compiled
 def _next_word(buffer, i, end, tables, names, word, moving, n, lo, hi):
     table, spare, _ = tables
@@ -404,6 +404,22 @@ def _next_word(buffer, i, end, tables, names, word, moving, n, lo, hi):
             break
     return i, lo, hi, n, more
 
+# %% ../nbs/14_wordpiece.ipynb #be23d203
+@compiled
+def _cut(word, n, more, lo, hi, cache, shift, trie, out, k, unknown):
+    if n > 16:
+        return _greedy(word, n, n - more, trie, out, k, unknown)
+    h = (lo ^ hi * np.uint64(0xC2B2AE3D27D4EB4F)) * np.uint64(0x9E3779B97F4A7C15)
+    slot = np.int64(h >> shift)
+    if cache[slot, 0] == lo and cache[slot, 1] == hi:
+        at = np.int64(cache[slot, 2])  # the place, shifted by five bits, and how many pieces
+        for j in range(at & 31):
+            out[k + j] = out[(at >> 5) + j]
+        return k + (at & 31)
+    stop = _greedy(word, n, n - more, trie, out, k, unknown)
+    cache[slot, 0], cache[slot, 1], cache[slot, 2] = lo, hi, np.uint64(k << 5 | stop - k)
+    return stop
+
 # %% ../nbs/14_wordpiece.ipynb #ae089124
 @compiled
 def _encode(buffer, offsets, tables, trie, names, marks, bits):
@@ -413,7 +429,7 @@ def _encode(buffer, offsets, tables, trie, names, marks, bits):
     out = np.empty(offsets[n_texts] - offsets[0] + 2 * n_texts + 1, np.int32)
     first, disorder = np.zeros(n_texts + 1, np.int64), np.zeros(n_texts, np.bool_)
     cache, word = np.zeros((1 << bits, 3), np.uint64), np.empty(512, np.uint8)
-    moving = np.zeros(1, np.int64)
+    moving, shift = np.zeros(1, np.int64), np.uint64(64 - bits)
     for d in range(n_texts):
         i, end, moving[0] = offsets[d], offsets[d + 1], 0
         out[k] = begin
@@ -436,17 +452,7 @@ def _encode(buffer, offsets, tables, trie, names, marks, bits):
                     buffer, i, end, tables, names, word, moving, n, lo, hi)
             if n == 0:
                 break
-            h = (lo ^ hi * np.uint64(0xC2B2AE3D27D4EB4F)) * np.uint64(0x9E3779B97F4A7C15)
-            slot = np.int64(h >> np.uint64(64 - bits))
-            if n <= 16 and cache[slot, 0] == lo and cache[slot, 1] == hi:
-                at = np.int64(cache[slot, 2])
-                for j in range(at & 31):
-                    out[k + j] = out[(at >> 5) + j]
-                k += at & 31
-                continue
-            at, k = k, _greedy(word, n, n - more, trie, out, k, unknown)
-            if n <= 16:
-                cache[slot, 0], cache[slot, 1], cache[slot, 2] = lo, hi, np.uint64(at << 5 | k - at)
+            k = _cut(word, n, more, lo, hi, cache, shift, trie, out, k, unknown)
         out[k] = finish
         k += finish >= 0
         first[d + 1], disorder[d] = k, moving[0] > 1
@@ -511,7 +517,7 @@ def _read_vocabulary(path):
                         "give a vocab.txt, one piece a line") from e
     return [line.rstrip() for line in (lines[:-1] if lines[-1] == "" else lines)]
 
-
+# %% ../nbs/14_wordpiece.ipynb #d5d4a045
 class WordPiece:
     "BERT's tokenizer: the same numbers as `tokenizers`, compiled."
 
