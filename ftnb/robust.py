@@ -130,7 +130,7 @@ def damage(
     places, edit = KINDS[kind] if isinstance(kind, str) else kind
     return [_damage_one(text, places, edit, rate, rng) for text in texts]
 
-
+# %% ../nbs/37_robust.ipynb #6c2eb407
 def reach(
     texts,  # list of strings
     kind,  # a name in KINDS, or a pair (places, edit)
