@@ -126,6 +126,13 @@ def _pack(texts, analyzer, lowercase):
     return np.append(buffer, np.zeros(_PAD, np.uint8)), stop, 0, offsets
 
 
+def _ngrams_per_text(first, low, high):
+    "How many n-grams each text has, from the numbers of its first units."
+    units = np.diff(first)
+    each = np.zeros_like(units)
+    for n in range(low, min(high, int(units.max())) + 1):
+        each += np.maximum(units - n + 1, 0)
+    return each
 
 # %% ../nbs/11_bow.ipynb #0ce45316
 @compiled
@@ -245,15 +252,6 @@ def _count(hashes, first, low, n_features, signed, indices, data, slots):
 
 
 # %% ../nbs/11_bow.ipynb #ce081e0e
-def _ngrams_per_text(first, low, high):
-    "How many n-grams each text has, from the numbers of its first units."
-    units = np.diff(first)
-    each = np.zeros_like(units)
-    for n in range(low, min(high, int(units.max())) + 1):
-        each += np.maximum(units - n + 1, 0)
-    return each
-
-
 class _Rows:
     "The entries of a growing CSR matrix; counts are written where they will stay."
 
