@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['POOL', 'ALPHABET', 'choose_symbols', 'encode', 'FusedLookup', 'lookup', 'CharNet', 'Sequences', 'hold_back',
-           'using_threads', 'CharClassifier', 'filter_windows', 'quantize', 'ZhangNet', 'zhang2015']
+           'batched_logits', 'enough_epochs', 'training_parts', 'train_net', 'measure_net', 'save_net', 'load_net',
+           'CharClassifier', 'filter_windows', 'quantize', 'ZhangNet', 'zhang2015']
 
 # %% ../nbs/13_chars.ipynb #59168bf3
-import contextlib
 import json
 from pathlib import Path
 
@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .core import UserError, atomic_path, file_digest, write_text
+from .core import UserError, atomic_path, file_digest, using_threads, write_text
 from .core import device as find_device
 from .text import check_texts, check_texts_and_labels, compiled
 from .train import fit as train
@@ -198,34 +199,25 @@ def hold_back(
     return held & (held.sum() >= 10)
 
 
-def _logits(net, data: Sequences, size: int = 128) -> np.ndarray:  # (n, classes)
+def batched_logits(
+    net,  # a module with a linear `head`
+    data,  # has `lengths` (n,) and `batch(rows)` -> inputs of the net, then labels
+    size: int = 128,  # texts in a batch
+) -> np.ndarray:  # (n, classes)
     "The network's outputs, computed in batches of like length and put back in order."
-    device, order = net.table.device, np.argsort(data.lengths, kind="stable")
+    device, order = net.head.weight.device, np.argsort(data.lengths, kind="stable")
     found = np.empty((len(data), net.head.out_features), np.float64)
     with torch.no_grad():
         for i in range(0, len(data), size):
-            x, lengths, _ = data.batch(order[i : i + size])
-            found[order[i : i + size]] = net(x.to(device), lengths.to(device)).cpu().numpy()
+            *inputs, _ = data.batch(order[i : i + size])
+            found[order[i : i + size]] = net(*(x.to(device) for x in inputs)).cpu().numpy()
     return found
 
 
-def _validation_loss(net, data: Sequences) -> dict:
-    logits = torch.from_numpy(_logits(net, data))
+def _validation_loss(net, data) -> dict:
+    logits = torch.from_numpy(batched_logits(net, data))
     hit = (logits.argmax(1) == data.labels).double().mean().item()
     return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": hit}
-
-# %% ../nbs/13_chars.ipynb #aa385dd4
-@contextlib.contextmanager
-def using_threads(
-    n: int | None,
-):
-    "Let torch use `n` threads inside the block; None leaves the number alone."
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 # %% ../nbs/13_chars.ipynb #419ca565
 def _check_settings(one):
@@ -260,75 +252,110 @@ def _new_net(one) -> CharNet:
                    one.noise)  # fmt: skip
 
 # %% ../nbs/13_chars.ipynb #d54aba73
-def _enough_epochs(n: int) -> int:
-    "Epochs for `n` texts: 60,000 texts seen in all, within 8 and 40 epochs."
+def enough_epochs(
+    n: int,  # training texts
+) -> int:  # 8 to 40
+    "Epochs in which 60,000 texts are seen, within 8 and 40."
     return min(40, max(8, round(60_000 / n)))
 
 
-def _fit(one, texts, labels):
-    "Choose symbols, hold back rows, train, keep the best epoch."
-    _check_settings(one)
+def training_parts(
+    one,  # a classifier with `validation` and `random_state`; its `classes_` is set
+    texts,
+    labels,
+):  # -> (texts, class numbers) to train on; the same held back; a seed
+    "Check texts and labels, and hold back a share of each class."
     texts, labels = check_texts_and_labels(texts, labels)
     rng = np.random.default_rng(check_random_state(one.random_state).randint(2**31 - 1))
     one.classes_, y = np.unique(labels, return_inverse=True)
     held = hold_back(y, one.validation, rng)
-    chosen = [texts[i] for i in np.flatnonzero(~held)]
+    parts = [([texts[i] for i in rows], y[rows]) for rows in map(np.flatnonzero, (~held, held))]
+    return *parts, int(rng.integers(2**31))
+
+
+def train_net(
+    one,  # a classifier: its `net_` is trained, its `history_` set
+    data,  # training texts; `batch(rows)` -> inputs of the net, then labels
+    valid,  # texts held back; the best epoch on them is kept
+    lr: float,  # highest learning rate
+    seed: int,
+    desc: str,  # name on the progress bar
+):
+    "Train a classifier's network by the loop of `train`, with cross-entropy and early stopping."
+    one.history_ = train(
+        one.net_, data, lambda net, batch: F.cross_entropy(net(*batch[:-1]), batch[-1]),
+        epochs=one.epochs or enough_epochs(len(data)), lr=lr, batch_size=one.batch_size,
+        lengths=data.lengths,
+        validate=(lambda net: _validation_loss(net, valid)) if len(valid) else None,
+        patience=one.patience if len(valid) else None, seed=seed, device=one.device,
+        progress=one.progress, desc=desc,
+    )  # fmt: skip
+
+# %% ../nbs/13_chars.ipynb #a4f86e81
+def _fit(one, texts, labels):
+    "Choose symbols, hold back rows, train, keep the best epoch."
+    _check_settings(one)
+    (chosen, y), (held, y_held), seed = training_parts(one, texts, labels)
     one.symbols_ = None
     if one.unit == "char":
         one.symbols_ = choose_symbols(chosen, one.n_symbols, one.lowercase)
-    data = _encoded(one, chosen, y[~held])
-    valid = _encoded(one, [texts[i] for i in np.flatnonzero(held)], y[held])
-    seed = int(rng.integers(2**31))
+    data, valid = _encoded(one, chosen, y), _encoded(one, held, y_held)
     with using_threads(one.threads), torch.random.fork_rng([]):
         torch.manual_seed(seed)
         one.net_ = _new_net(one)
-        one.history_ = train(
-            one.net_, data, lambda net, batch: F.cross_entropy(net(*batch[:2]), batch[2]),
-            epochs=one.epochs or _enough_epochs(len(data)), lr=one.lr, batch_size=one.batch_size,
-            lengths=data.lengths,
-            validate=(lambda net: _validation_loss(net, valid)) if len(valid) else None,
-            patience=one.patience if len(valid) else None, seed=seed, device=one.device,
-            progress=one.progress, desc=f"{one.unit}s",
-        )  # fmt: skip
+        train_net(one, data, valid, one.lr, seed, f"{one.unit}s")
     return _measured(one)
 
-# %% ../nbs/13_chars.ipynb #a4f86e81
-def _measured(one):
-    "Set the attributes that say how large the fitted model is."
+# %% ../nbs/13_chars.ipynb #2a5817da
+def measure_net(
+    one,  # a classifier with a `net_`
+    more_bytes: int,  # what else it has to keep
+):
+    "Set `n_parameters_` and `size_bytes_`; returns the classifier."
     tensors = list(one.net_.state_dict().values())
     one.n_parameters_ = sum(t.numel() for t in tensors)
-    one.size_bytes_ = sum(t.numel() * t.element_size() for t in tensors)
-    one.size_bytes_ += 0 if one.symbols_ is None else one.symbols_.nbytes
+    one.size_bytes_ = sum(t.numel() * t.element_size() for t in tensors) + more_bytes
     return one
+
+
+def _measured(one):
+    return measure_net(one, 0 if one.symbols_ is None else one.symbols_.nbytes)
 
 
 def _probabilities(one, texts) -> np.ndarray:  # (n, classes), rows that sum to one
     "The probability of each class for each text."
     check_is_fitted(one)
     with using_threads(one.threads):
-        logits = _logits(one.net_, _encoded(one, check_texts(texts)))
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+        return softmax(batched_logits(one.net_, _encoded(one, check_texts(texts))), axis=1)
 
 # %% ../nbs/13_chars.ipynb #3045391a
-def _save(one, folder):
+def save_net(
+    one,  # a fitted classifier with a `net_`
+    folder,
+    settings: dict,  # its parameters, as JSON values
+    tensors: dict | None = None,  # name -> tensor, beside those of the net
+    **more,  # further JSON values for config.json
+):
     "Write model.safetensors and config.json into `folder`; nothing is pickled."
-    check_is_fitted(one)
-    folder, settings = Path(folder), one.get_params()
+    folder = Path(folder)
     if not isinstance(settings["random_state"], (int, type(None))):
-        settings["random_state"] = None  # a generator cannot be written down
-    tensors = {k: v.detach().cpu().contiguous() for k, v in one.net_.state_dict().items()}
-    if one.symbols_ is not None:
-        tensors["symbols"] = torch.from_numpy(one.symbols_.astype(np.int64))
+        settings = settings | {"random_state": None}  # a generator cannot be written down
+    state = {k: v.detach().cpu().contiguous() for k, v in one.net_.state_dict().items()}
     with atomic_path(folder / "model.safetensors") as path:
-        save_file(tensors, path)
-    config = {"kind": "ftnb.chars.CharClassifier", "classes": one.classes_.tolist()}
-    config |= {"settings": settings, "sha256": file_digest(folder / "model.safetensors")}
+        save_file(state | (tensors or {}), path)
+    config = {"kind": f"{type(one).__module__}.{type(one).__name__}"}
+    config |= {"classes": one.classes_.tolist(), "settings": settings} | more
+    config |= {"sha256": file_digest(folder / "model.safetensors")}
     write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
-
-def _load(cls, folder, device):
-    "A classifier from the two files of `_save`. Raises UserError if they are missing or at odds."
+# %% ../nbs/13_chars.ipynb #d35b37c4
+def load_net(
+    cls,  # class of the classifier
+    folder,  # what `save_net` wrote
+    device: str,
+    new_net,  # (classifier, config, tensors) -> an untrained net; takes its own tensors out
+):
+    "A classifier from its two files. Raises UserError if they are missing or at odds."
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -337,16 +364,28 @@ def _load(cls, folder, device):
         tensors = load_file(folder / "model.safetensors")
         one = cls(**config["settings"] | {"device": device})
         one.classes_ = np.array(config["classes"])
-        symbols = tensors.pop("symbols", None)
-        one.symbols_ = None if symbols is None else symbols.numpy().astype(np.uint32)
-        one.net_ = _new_net(one).to(find_device(device)).eval()
+        one.net_ = new_net(one, config, tensors)
         one.net_.load_state_dict(tensors)
+        one.net_.to(find_device(device)).eval()
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as e:
         reason = " ".join(str(e).split())[:200]
-        raise UserError(f"cannot load a character model from {folder}: {reason}") from e
-    return _measured(one)
+        raise UserError(f"cannot load a {cls.__name__} from {folder}: {reason}") from e
+    return one
 
 # %% ../nbs/13_chars.ipynb #020a7036
+def _save(one, folder):
+    "Write the classifier's two files."
+    check_is_fitted(one)
+    own = {} if one.symbols_ is None else {"symbols": torch.from_numpy(one.symbols_.astype(int))}
+    save_net(one, folder, one.get_params(), own)
+
+
+def _restored_net(one, config, tensors):
+    symbols = tensors.pop("symbols", None)
+    one.symbols_ = None if symbols is None else symbols.numpy().astype(np.uint32)
+    return _new_net(one)
+
+# %% ../nbs/13_chars.ipynb #a73e64c1
 class CharClassifier(ClassifierMixin, BaseEstimator):
     "Convolution over characters or UTF-8 bytes: a scikit-learn classifier of raw strings."
 
@@ -378,7 +417,7 @@ class CharClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
-        return _load(cls, folder, device)
+        return _measured(load_net(cls, folder, device, _restored_net))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -30,7 +30,7 @@ from torch import nn
 
 from .bert import MINILM, Bert, encode_ids, find_checkpoint, known_digest, load_tokenizer
 from .bert import mean_pool, pad, token_ids, unknown_share, weight_files
-from .core import UserError, atomic_path, cache_dir, text_digest, write_text
+from .core import UserError, atomic_path, cache_dir, text_digest, using_threads, write_text
 from .core import device as find_device
 from .text import check_texts, check_texts_and_labels
 from .train import fit as train_fit
@@ -341,17 +341,6 @@ def _validator(rows, y, pad_id):
     return validate
 
 # %% ../nbs/30_finetune.ipynb #0df4f31b
-@contextlib.contextmanager
-def _threads(n: int | None):
-    "Use `n` torch threads inside; None leaves the number alone."
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _check_settings(model):
     "Refuse settings that cannot work, with one line each."
     if model.method not in ("frozen", "full"):
@@ -380,7 +369,7 @@ def _fit(model, texts: list[str], labels: np.ndarray):
     _check_settings(model)
     model.classes_, y = np.unique(labels, return_inverse=True)
     seed = int(check_random_state(model.random_state).randint(2**31 - 1))
-    with _threads(model.threads):
+    with using_threads(model.threads):
         _load_checkpoint(model)
         model.unknown_share_ = unknown_share(texts[:: -(-len(texts) // 1000)], model.tokenizer_)
         (_fit_frozen if model.method == "frozen" else _fit_full)(model, texts, y, seed)
@@ -447,7 +436,7 @@ class PretrainedClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, texts) -> np.ndarray:
         "Probabilities (n, K), in the order of `classes_`; each row sums to one."
         check_is_fitted(self, "head_weight_")
-        with _threads(self.threads):
+        with using_threads(self.threads):
             X = _vectors(self, check_texts(texts)).astype(np.float64)
         logits = X @ self.head_weight_.T + self.head_bias_
         scores = np.exp(logits - logits.max(1, keepdims=True))

@@ -7,23 +7,18 @@ __all__ = ['POOLINGS', 'KINDS', 'RATES', 'DeepAveraging', 'ConvMaxOverTime', 'rn
            'lstm_backward', 'Recurrent', 'make_net', 'NumberedTexts', 'number_texts', 'NeuralTextClassifier']
 
 # %% ../nbs/19_sequences.ipynb #14e1c684
-import json
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .chars import encode, hold_back, using_threads
-from .core import UserError, atomic_path, file_digest, write_text
-from .core import device as find_device
-from .text import check_texts, check_texts_and_labels
-from .train import fit as train
+from ftnb.chars import (
+    batched_logits, encode, load_net, measure_net, save_net, train_net, training_parts
+)
+from .core import UserError, using_threads
+from .text import check_texts
 from .vectors import count_words, word_ids
 
 # %% ../nbs/19_sequences.ipynb #93250ba8
@@ -309,108 +304,43 @@ def _put_vectors(net, words, vectors):
 RATES = {"dan": 0.002, "cnn": 0.002, "rnn": 0.002, "lstm": 0.003}  # chosen on held-back rows
 
 
-def _logits(net, data: NumberedTexts, size: int = 128) -> np.ndarray:  # (n, classes)
-    "The network's outputs, computed in batches of like length and put back in order."
-    device, order = net.head.weight.device, np.argsort(data.lengths, kind="stable")
-    found = np.empty((len(data), net.head.out_features), np.float64)
-    with torch.no_grad():
-        for i in range(0, len(data), size):
-            x, _ = data.batch(order[i : i + size])
-            found[order[i : i + size]] = net(x.to(device)).cpu().numpy()
-    return found
-
-
-def _validation_loss(net, data: NumberedTexts) -> dict:
-    logits = torch.from_numpy(_logits(net, data))
-    hit = (logits.argmax(1) == data.labels).double().mean().item()
-    return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": hit}
-
-
-def _enough_epochs(n: int) -> int:
-    "Epochs for `n` texts: 60,000 texts seen in all, within 8 and 40 epochs."
-    return min(40, max(8, round(60_000 / n)))
-
-# %% ../nbs/19_sequences.ipynb #7f9ce5b4
 def _fit(one, texts, labels):
     "Number the words, hold back rows, train, keep the best epoch."
     _check_settings(one)
-    texts, labels = check_texts_and_labels(texts, labels)
-    rng = np.random.default_rng(check_random_state(one.random_state).randint(2**31 - 1))
-    one.classes_, y = np.unique(labels, return_inverse=True)
-    held = hold_back(y, one.validation, rng)
-    chosen = [texts[i] for i in np.flatnonzero(~held)]
+    (chosen, y), (held, y_held), seed = training_parts(one, texts, labels)
     one.words_ = _choose_words(one, chosen)
-    data = _numbered(one, chosen, y[~held])
-    valid = _numbered(one, [texts[i] for i in np.flatnonzero(held)], y[held])
-    seed = int(rng.integers(2**31))
+    data, valid = _numbered(one, chosen, y), _numbered(one, held, y_held)
     with using_threads(one.threads), torch.random.fork_rng([]):
         torch.manual_seed(seed)
         one.net_ = _new_net(one, one.dim if one.vectors is None else one.vectors.vectors.shape[1])
         if one.vectors is not None:
             _put_vectors(one.net_, one.words_, one.vectors)
-        one.history_ = train(
-            one.net_, data, lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]),
-            epochs=one.epochs or _enough_epochs(len(data)), lr=one.lr or RATES[one.kind],
-            batch_size=one.batch_size, lengths=data.lengths,
-            validate=(lambda net: _validation_loss(net, valid)) if len(valid) else None,
-            patience=one.patience if len(valid) else None, seed=seed, device=one.device,
-            progress=one.progress, desc=one.kind,
-        )  # fmt: skip
+        train_net(one, data, valid, one.lr or RATES[one.kind], seed, one.kind)
     return _measured(one)
 
-# %% ../nbs/19_sequences.ipynb #86ae5db5
+# %% ../nbs/19_sequences.ipynb #7f9ce5b4
 def _measured(one):
-    "Set the attributes that say how large the fitted model is."
-    tensors = list(one.net_.state_dict().values())
-    one.n_parameters_ = sum(t.numel() for t in tensors)
-    one.size_bytes_ = sum(t.numel() * t.element_size() for t in tensors)
-    one.size_bytes_ += len("\n".join(one.words_ or []).encode())
-    return one
+    return measure_net(one, len("\n".join(one.words_ or []).encode()))
 
 
 def _probabilities(one, texts) -> np.ndarray:  # (n, classes), rows that sum to one
     "The probability of each class for each text."
     check_is_fitted(one)
     with using_threads(one.threads):
-        logits = _logits(one.net_, _numbered(one, check_texts(texts)))
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+        return softmax(batched_logits(one.net_, _numbered(one, check_texts(texts))), axis=1)
 
-# %% ../nbs/19_sequences.ipynb #c67882fa
+
 def _save(one, folder):
-    "Write model.safetensors and config.json into `folder`; nothing is pickled."
+    "Write the classifier's two files; given vectors are part of the net by now."
     check_is_fitted(one)
-    folder, settings = Path(folder), one.get_params() | {"vectors": None}
-    if not isinstance(settings["random_state"], (int, type(None))):
-        settings["random_state"] = None  # a generator cannot be written down
-    tensors = {k: v.detach().cpu().contiguous() for k, v in one.net_.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as path:
-        save_file(tensors, path)
-    config = {"kind": "ftnb.sequences.NeuralTextClassifier", "classes": one.classes_.tolist()}
-    config |= {"settings": settings, "words": one.words_}
-    config |= {"sha256": file_digest(folder / "model.safetensors")}
-    write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    save_net(one, folder, one.get_params() | {"vectors": None}, words=one.words_)
 
 
-def _load(cls, folder, device):
-    "A classifier from the two files of `_save`. Raises UserError if they are missing or at odds."
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        if config["sha256"] != file_digest(folder / "model.safetensors"):
-            raise ValueError("config.json and model.safetensors do not belong together")
-        tensors = load_file(folder / "model.safetensors")
-        one = cls(**config["settings"] | {"device": device})
-        one.classes_, one.words_ = np.array(config["classes"]), config["words"]
-        one.net_ = _new_net(one, tensors["embedding.weight"].shape[1])
-        one.net_.load_state_dict(tensors)
-        one.net_.to(find_device(device)).eval()
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"cannot load a text classifier from {folder}: {reason}") from e
-    return _measured(one)
+def _restored_net(one, config, tensors):
+    one.words_ = config["words"]
+    return _new_net(one, tensors["embedding.weight"].shape[1])
 
-# %% ../nbs/19_sequences.ipynb #104631d2
+# %% ../nbs/19_sequences.ipynb #86ae5db5
 class NeuralTextClassifier(ClassifierMixin, BaseEstimator):
     "Average, convolution or recurrence over word vectors or bytes: a classifier of raw strings."
 
@@ -442,7 +372,7 @@ class NeuralTextClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
-        return _load(cls, folder, device)
+        return _measured(load_net(cls, folder, device, _restored_net))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,6 +1,5 @@
 """The character model: hostile texts, saved files, scikit-learn's contract."""
 
-import json
 import time
 import unicodedata
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from estimator_checks import CHECKS, sklearn_checks
-from sklearn.base import clone
+from saved_nets import LABELS, SPOILED, TEXTS, check_mixed_files, check_saving, check_spoiled_files
 
 from ftnb.chars import (
     ALPHABET,
@@ -27,11 +26,6 @@ from ftnb.chars import (
     zhang2015,
 )
 from ftnb.core import UserError
-
-TEXTS = """no water today|the water is brown|water tap leaks|停水了|水管坏了|water?
-lamp is out|street lamp broken|the lamp blinks|路灯坏了|灯不亮|lamp!"""
-TEXTS = TEXTS.replace("\n", "|").split("|")
-LABELS = ["water"] * 6 + ["light"] * 6
 
 
 def tiny(unit="char", **more):
@@ -54,15 +48,7 @@ def test_scikit_learns_own(name, check):
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_learns_and_survives_saving(tmp_path, unit, layers):
     model = tiny(unit, epochs=40, lr=0.02, layers=layers, dropout=0, noise=0).fit(TEXTS, LABELS)
-    assert (model.predict(TEXTS) == LABELS).mean() > 0.9
-    model.save_pretrained(tmp_path)
-    again = CharClassifier.from_pretrained(tmp_path)
-    assert np.array_equal(again.predict_proba(TEXTS), model.predict_proba(TEXTS))
-    assert again.classes_.tolist() == model.classes_.tolist()
-    assert again.get_params() == model.get_params()
-    assert (again.n_parameters_, again.size_bytes_) == (model.n_parameters_, model.size_bytes_)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    clone(again).fit(TEXTS, LABELS)
+    check_saving(model, tmp_path)
 
 
 @pytest.mark.parametrize("labels", [[3] * 6 + [-1] * 6, [True] * 6 + [False] * 6, LABELS])
@@ -75,33 +61,12 @@ def test_kinds_of_labels_survive_saving(tmp_path, labels):
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
-    tiny().fit(TEXTS, LABELS).save_pretrained(tmp_path / "a")
-    tiny(random_state=1).fit(TEXTS, LABELS).save_pretrained(tmp_path / "b")
-    (tmp_path / "b" / "config.json").replace(tmp_path / "a" / "config.json")
-    with pytest.raises(UserError, match="do not belong together"):
-        CharClassifier.from_pretrained(tmp_path / "a")
+    check_mixed_files(tiny(), tiny(random_state=1), tmp_path)
 
 
-def spoil_config(folder, **change):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-
-
-@pytest.mark.parametrize("spoil", [
-    lambda d: (d / "config.json").unlink(),
-    lambda d: (d / "model.safetensors").unlink(),
-    lambda d: (d / "config.json").write_text("{"),
-    lambda d: (d / "config.json").write_text("[]"),
-    lambda d: (d / "model.safetensors").write_bytes(b"half"),
-    lambda d: spoil_config(d, settings={"colour": "red"}),
-    lambda d: spoil_config(d, classes=["one", "two", "three"]),
-])  # fmt: skip
+@pytest.mark.parametrize("spoil", SPOILED)
 def test_spoiled_files_give_one_line(tmp_path, spoil):
-    tiny().fit(TEXTS, LABELS).save_pretrained(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises(UserError, match="cannot load") as e:
-        CharClassifier.from_pretrained(tmp_path)
-    assert "\n" not in str(e.value)
+    check_spoiled_files(tiny(), tmp_path, spoil)
 
 
 def test_an_unfitted_model_is_not_saved(tmp_path):

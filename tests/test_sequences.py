@@ -1,13 +1,20 @@
 """Networks over word vectors: gradients, padding, saved files, scikit-learn's contract."""
 
-import json
 import time
 
 import numpy as np
 import pytest
 import torch
 from estimator_checks import CHECKS, sklearn_checks
-from sklearn.base import clone
+from saved_nets import (
+    LABELS,
+    SPOILED,
+    TEXTS,
+    check_mixed_files,
+    check_saving,
+    check_spoiled_files,
+    spoil_config,
+)
 
 from ftnb.core import UserError
 from ftnb.data import load
@@ -25,10 +32,6 @@ from ftnb.sequences import (
 )
 from ftnb.vectors import SkipGram
 
-TEXTS = """no water today|the water is brown|water tap leaks|停水了|水管坏了|water?
-lamp is out|street lamp broken|the lamp blinks|路灯坏了|灯不亮|lamp!"""
-TEXTS = TEXTS.replace("\n", "|").split("|")
-LABELS = ["water"] * 6 + ["light"] * 6
 VARIANTS = [(kind, "word", "last") for kind in KINDS]
 VARIANTS += [("rnn", "word", "max"), ("lstm", "word", "max"), ("lstm", "byte", "max")]
 VARIANTS += [("cnn", "byte", "last"), ("dan", "byte", "last")]
@@ -58,48 +61,21 @@ def test_scikit_learns_own(name, check):
 def test_learns_and_survives_saving(tmp_path, kind, unit, pooling):
     more = dict(epochs=60, lr=0.01, width=32, dropout=0, word_dropout=0)
     model = tiny(kind, unit, pooling, **more).fit(TEXTS, LABELS)
-    assert (model.predict(TEXTS) == LABELS).mean() > 0.9
-    model.save_pretrained(tmp_path)
-    again = NeuralTextClassifier.from_pretrained(tmp_path)
-    assert np.array_equal(again.predict_proba(TEXTS), model.predict_proba(TEXTS))
-    assert again.classes_.tolist() == model.classes_.tolist()
-    assert again.get_params() == model.get_params()
-    assert (again.n_parameters_, again.size_bytes_) == (model.n_parameters_, model.size_bytes_)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    clone(again).fit(TEXTS, LABELS)
-
-
-def spoil_config(folder, **change):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    check_saving(model, tmp_path)
 
 
 @pytest.mark.parametrize("spoil", [
-    lambda d: (d / "config.json").unlink(),
-    lambda d: (d / "model.safetensors").unlink(),
-    lambda d: (d / "config.json").write_text("{"),
-    lambda d: (d / "config.json").write_text("[]"),
-    lambda d: (d / "model.safetensors").write_bytes(b"half"),
-    lambda d: spoil_config(d, settings={"colour": "red"}),
-    lambda d: spoil_config(d, classes=["one", "two", "three"]),
+    *SPOILED,
     lambda d: spoil_config(d, words=["one"]),
     lambda d: spoil_config(d, settings={"kind": "tree"}),
     lambda d: spoil_config(d, settings={"kind": "lstm", "pooling": "mean"}),
 ])  # fmt: skip
 def test_spoiled_files_give_one_line(tmp_path, spoil):
-    tiny().fit(TEXTS, LABELS).save_pretrained(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises(UserError, match="cannot load") as e:
-        NeuralTextClassifier.from_pretrained(tmp_path)
-    assert "\n" not in str(e.value)
+    check_spoiled_files(tiny(), tmp_path, spoil)
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
-    tiny().fit(TEXTS, LABELS).save_pretrained(tmp_path / "a")
-    tiny(random_state=1).fit(TEXTS, LABELS).save_pretrained(tmp_path / "b")
-    (tmp_path / "b" / "config.json").replace(tmp_path / "a" / "config.json")
-    with pytest.raises(UserError, match="do not belong together"):
-        NeuralTextClassifier.from_pretrained(tmp_path / "a")
+    check_mixed_files(tiny(), tiny(random_state=1), tmp_path)
 
 
 @pytest.mark.parametrize("bad", [
