@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOL', 'ALPHABET', 'choose_symbols', 'encode', 'FusedLookup', 'lookup', 'CharNet', 'Sequences', 'hold_back',
-           'batched_logits', 'enough_epochs', 'training_parts', 'train_net', 'measure_net', 'save_net', 'load_net',
-           'CharClassifier', 'filter_windows', 'quantize', 'ZhangNet', 'zhang2015']
+           'batched_logits', 'enough_epochs', 'enough_patience', 'training_parts', 'train_net', 'measure_net',
+           'save_net', 'load_net', 'CharClassifier', 'filter_windows', 'quantize', 'ZhangNet', 'zhang2015']
 
 # %% ../nbs/13_chars.ipynb #59168bf3
 import json
@@ -259,6 +259,13 @@ def enough_epochs(
     return min(40, max(8, round(60_000 / n)))
 
 
+def enough_patience(
+    n: int,  # training texts
+) -> int:  # 3 or more
+    "Epochs without improvement before training stops: those in which 10,000 texts are seen."
+    return max(3, round(10_000 / n))
+
+
 def training_parts(
     one,  # a classifier with `validation` and `random_state`; its `classes_` is set
     texts,
@@ -282,12 +289,13 @@ def train_net(
     desc: str,  # name on the progress bar
 ):
     "Train a classifier's network by the loop of `train`, with cross-entropy and early stopping."
+    patience = one.patience or enough_patience(len(data))
     one.history_ = train(
         one.net_, data, lambda net, batch: F.cross_entropy(net(*batch[:-1]), batch[-1]),
         epochs=one.epochs or enough_epochs(len(data)), lr=lr, batch_size=one.batch_size,
         lengths=data.lengths,
         validate=(lambda net: _validation_loss(net, valid)) if len(valid) else None,
-        patience=one.patience if len(valid) else None, seed=seed, device=one.device,
+        patience=patience if len(valid) else None, seed=seed, device=one.device,
         progress=one.progress, desc=desc,
     )  # fmt: skip
 
@@ -402,7 +410,7 @@ class CharClassifier(ClassifierMixin, BaseEstimator):
         dropout=0.5,  # share of the filters left out while training
         noise=0.05,  # share of the symbols read as unknown while training
         epochs=None, lr=0.004, batch_size=16,  # None: 8 to 40, the more the fewer texts
-        validation=0.1, patience=3,  # share held back; epochs without improvement, then stop
+        validation=0.1, patience=None,  # share held back; epochs without gain, None: 3 or more
         random_state=None, threads=None, device="cpu", progress=False,
     ):  # fmt: skip
         given = locals()

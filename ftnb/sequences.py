@@ -357,7 +357,7 @@ class NeuralTextClassifier(ClassifierMixin, BaseEstimator):
         dropout=0.5,  # share of the inner numbers left out while training
         word_dropout=0.3,  # share of the words left out while training ("dan" only)
         epochs=None, lr=None, batch_size=32,  # None: 8 to 40, the more the fewer texts; RATES
-        validation=0.1, patience=3,  # share held back; epochs without improvement, then stop
+        validation=0.1, patience=None,  # share held back; epochs without gain, None: 3 or more
         random_state=None, threads=None, device="cpu", progress=False,
     ):  # fmt: skip
         given = locals()

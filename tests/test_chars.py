@@ -26,6 +26,8 @@ from ftnb.chars import (
     zhang2015,
 )
 from ftnb.core import UserError
+from ftnb.data import load
+from ftnb.study import nested_order
 
 
 def tiny(unit="char", **more):
@@ -105,6 +107,17 @@ def test_odd_texts(unit):
     alone = np.vstack([model.predict_proba([text]) for text in odd])
     np.testing.assert_allclose(together[:-1], alone, atol=1e-6)
     assert np.allclose(together.sum(1), 1)
+
+
+def test_training_does_not_stop_on_the_first_plateau():
+    "A thousand calls: for some passes the loss hardly moves, and then it falls."
+    calls = load("hotline").part("train")
+    rows = nested_order(calls.labels, np.random.default_rng(0))[:1000]
+    texts = [calls.texts[i] for i in rows]
+    model = CharClassifier("byte", random_state=0, threads=1).fit(texts, calls.labels[rows])
+    losses = [v["loss"] for v in model.history_.validations]
+    assert min(losses[:3]) > 2 and min(losses) < 1.8, "ln 12 = 2.5 is guessing"
+    assert len(losses) > 12 and not min(losses[:4]) < losses[0] - 0.4
 
 
 def test_texts_without_any_known_character():
