@@ -279,7 +279,7 @@ def training_parts(
     parts = [([texts[i] for i in rows], y[rows]) for rows in map(np.flatnonzero, (~held, held))]
     return *parts, int(rng.integers(2**31))
 
-
+# %% ../nbs/13_chars.ipynb #train-net
 def train_net(
     one,  # a classifier: its `net_` is trained, its `history_` set
     data,  # training texts; `batch(rows)` -> inputs of the net, then labels
