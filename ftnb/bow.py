@@ -43,37 +43,62 @@ def _ascii_bytes(table):
 
 # %% ../nbs/11_bow.ipynb #ade7f63a
 @compiled
+def _pack_ascii(buffer, start, end, ascii_bytes, packed, stop, at, k):
+    "Pack a text of bytes below 128: the next place in packed, in stop, and whether a word is open."
+    inside = _0
+    for i in range(np.uint64(start), np.uint64(end)):
+        byte = ascii_bytes[buffer[i]]
+        word = np.uint64(byte != 32)
+        packed[at], stop[k] = byte, at
+        k += inside & ~word
+        at += inside | word
+        inside = word
+    return at, k, inside
+
+# %% ../nbs/11_bow.ipynb #fb0951da
+@compiled
+def _pack_unicode(buffer, start, end, table, packed, stop, at, k):
+    "The same for any text."
+    i, end, inside = np.uint64(start), np.uint64(end), _0
+    while i < end:
+        code, width = decode_at(buffer, i, end)
+        kind = table[code] if code >= 0 else 0
+        if inside and kind != 1:
+            packed[at], stop[k] = 32, at
+            at, k, inside = at + _1, k + _1, _0
+        if kind == 1 or kind == 2:
+            for j in range(width):
+                packed[at] = buffer[i + np.uint64(j)]
+                at += _1
+            inside = _1
+        if kind == 2:
+            packed[at], stop[k] = 32, at
+            at, k, inside = at + _1, k + _1, _0
+        i += np.uint64(width)
+    return at, k, inside
+
+
+@compiled
+def _is_ascii(raw):
+    bits = np.uint8(0)
+    for byte in raw:
+        bits |= byte
+    return bits < 128
+
+
+@compiled
 def _pack_words(buffer, offsets, table, ascii_bytes):
-    n, size = len(offsets) - 1, len(buffer)
+    n, size = len(offsets) - 1, offsets[-1] - offsets[0]
     packed = np.empty(size + (size + n) // 2 + n + _PAD, np.uint8)
     stop = np.empty((size + n) // 2 + 3, np.int32)
     first = np.zeros(n + 1, np.int64)
     stop[0], at, k = -1, _0, _1
     for d in range(n):
-        i, end, inside = np.uint64(offsets[d]), np.uint64(offsets[d + 1]), _0
-        while i < end:
-            if buffer[i] < 128:
-                byte = ascii_bytes[buffer[i]]
-                word = np.uint64(byte != 32)
-                packed[at], stop[k] = byte, at
-                k += inside & ~word
-                at += inside | word
-                i, inside = i + _1, word
-                continue
-            code, width = decode_at(buffer, i, end)
-            kind = table[code] if code >= 0 else 0
-            if inside and kind != 1:
-                packed[at], stop[k] = 32, at
-                at, k, inside = at + _1, k + _1, _0
-            if kind == 1 or kind == 2:
-                for j in range(width):
-                    packed[at] = buffer[i + np.uint64(j)]
-                    at += _1
-                inside = _1
-            if kind == 2:
-                packed[at], stop[k] = 32, at
-                at, k, inside = at + _1, k + _1, _0
-            i += np.uint64(width)
+        a, b = offsets[d], offsets[d + 1]
+        if _is_ascii(buffer[a:b]):
+            at, k, inside = _pack_ascii(buffer, a, b, ascii_bytes, packed, stop, at, k)
+        else:
+            at, k, inside = _pack_unicode(buffer, a, b, table, packed, stop, at, k)
         if inside:
             packed[at], stop[k] = 32, at
             at, k = at + _1, k + _1
@@ -85,8 +110,8 @@ def _pack_words(buffer, offsets, table, ascii_bytes):
 # %% ../nbs/11_bow.ipynb #90e68a7a
 @compiled
 def _pack_characters(buffer, offsets, table):
-    packed = np.empty(len(buffer) + _PAD, np.uint8)
-    stop = np.zeros(len(buffer) + 1, np.int32)
+    size = offsets[-1] - offsets[0]
+    packed, stop = np.empty(size + _PAD, np.uint8), np.zeros(size + 1, np.int32)
     first = np.zeros(len(offsets), np.int64)
     k = at = 0
     for d in range(len(offsets) - 1):
@@ -110,29 +135,20 @@ def _pack_characters(buffer, offsets, table):
     return packed, stop[: k + 1], first
 
 # %% ../nbs/11_bow.ipynb #779a41d7
-def _pack(texts, analyzer, lowercase):
-    "Texts -> packed bytes, where units stop, the gap between two units, each text's first unit."
-    buffer, offsets = encode_lower(texts, lowercase)
-    if len(buffer) >= 2**30:
-        raise UserError(f"texts of {len(buffer) / 1e9:.1f} GB in one piece: cut them at 1 GB")
-    table = character_classes()
-    if analyzer == "word":
-        packed, stop, first = _pack_words(buffer, offsets, table, _ascii_bytes(table))
-        return packed, stop, 1, first
-    if analyzer == "char":
-        packed, stop, first = _pack_characters(buffer, offsets, table)
-        return packed, stop, 0, first
-    stop = np.arange(len(buffer) + 1, dtype=np.int32)
-    return np.append(buffer, np.zeros(_PAD, np.uint8)), stop, 0, offsets
+_ANALYZERS = {"word": 0, "char": 1, "byte": 2}
 
 
-def _ngrams_per_text(first, low, high):
-    "How many n-grams each text has, from the numbers of its first units."
-    units = np.diff(first)
-    each = np.zeros_like(units)
-    for n in range(low, min(high, int(units.max())) + 1):
-        each += np.maximum(units - n + 1, 0)
-    return each
+@compiled
+def _pack(buffer, offsets, analyzer, table, ascii_bytes):
+    "Packed bytes, where units stop, each text's first unit; some of the buffer's texts at a time."
+    if analyzer == 0:
+        return _pack_words(buffer, offsets, table, ascii_bytes)
+    if analyzer == 1:
+        return _pack_characters(buffer, offsets, table)
+    size = offsets[-1] - offsets[0]
+    packed = np.empty(size + _PAD, np.uint8)
+    packed[:size] = buffer[offsets[0] : offsets[-1]]
+    return packed, np.arange(size + 1).astype(np.int32), offsets - offsets[0]
 
 # %% ../nbs/11_bow.ipynb #0ce45316
 @compiled
@@ -222,13 +238,32 @@ def _hash_all(packed, stop, gap, low, high):
 
 # %% ../nbs/11_bow.ipynb #eb2ed511
 @compiled
-def _count(hashes, first, low, n_features, signed, indices, data, slots):
-    lengths = np.empty(len(first) - 1, np.int64)
-    mask, n = np.uint64(len(slots) - 1), np.uint64(n_features)
+def _slots_for(n):
+    "A power of two, at least eight times as many slots as entries: most are found at once."
+    size = 128
+    while size < 8 * n:
+        size *= 2
+    return size
+
+
+@compiled
+def _ngrams(units, low, high):
+    "How many n-grams a text of some units has, for n from low to high."
+    total = 0
+    for n in range(low, high + 1):
+        total += max(units - n + 1, 0)
+    return total
+
+
+@compiled
+def _count(hashes, first, low, n_features, signed, indices, data, k, slots, lengths):
+    "Append the rows of some texts to indices and data, from position k on; the next position."
+    n = np.uint64(n_features)
     power_of_two = n & (n - _1) == 0
-    k = 0
     for d in range(len(first) - 1):
         row = k
+        ngrams = _ngrams(first[d + 1] - first[d], low, low + len(hashes) - 1)
+        mask = np.uint64(_slots_for(ngrams) - 1)
         for s in range(first[d], first[d + 1]):
             for j in range(min(len(hashes), first[d + 1] - s - low + 1)):
                 h = np.int64(hashes[j, s])
@@ -247,11 +282,42 @@ def _count(hashes, first, low, n_features, signed, indices, data, slots):
                     indices[np.uint64(k)], data[np.uint64(k)] = index, value
                     k += 1
         lengths[d] = k - row
-    return lengths
-
-
+    return k
 
 # %% ../nbs/11_bow.ipynb #ce081e0e
+_TILE = 2**14  # bytes: with all that is made of them, some 200 kB
+
+
+@compiled
+def _tile_end(offsets, d):
+    "The end of the tile that begins with text d."
+    end = d + 1
+    while end < len(offsets) - 1 and offsets[end + 1] - offsets[d] <= _TILE and end - d < _TILE:
+        end += 1
+    return end
+
+
+@compiled
+def _count_tiles(buffer, offsets, analyzer, table, ascii_bytes, low, high, n_features, signed,
+                 indices, data, lengths):  # fmt: skip
+    "Count texts as long as there is room: texts done, room that the next tile may need (0: none)."
+    slots, k, d = np.full(1024, -1, np.int32), 0, 0
+    while d < len(offsets) - 1:
+        end = _tile_end(offsets, d)
+        packed, stop, first = _pack(buffer, offsets[d : end + 1], analyzer, table, ascii_bytes)
+        longest = np.diff(first).max()
+        top = max(low, min(high, longest))
+        need = (top - low + 1) * (len(stop) - 1)
+        if k + need > len(indices):
+            return d, need
+        if _slots_for(_ngrams(longest, low, top)) > len(slots):
+            slots = np.full(_slots_for(_ngrams(longest, low, top)), -1, np.int32)
+        hashes = _hash_all(packed, stop, 1 if analyzer == 0 else 0, low, top)
+        k = _count(hashes, first, low, n_features, signed, indices, data, k, slots, lengths[d:end])
+        d = end
+    return d, 0
+
+# %% ../nbs/11_bow.ipynb #712dc82c
 class _Rows:
     "The entries of a growing CSR matrix; counts are written where they will stay."
 
@@ -260,13 +326,12 @@ class _Rows:
         self.used, self.lengths = 0, []
 
     def room(self, n: int):
-        "The place for n more entries; the arrays grow by half if it is not there."
+        "The place for n more entries, or for more; the arrays grow by half if it is not there."
         if self.used + n > len(self.indices):
             more = np.empty(max(n, len(self.indices) // 2), np.int32)
             self.indices = np.concatenate([self.indices[: self.used], more])
             self.data = np.concatenate([self.data[: self.used], more.view(np.float32)])
-        place = slice(self.used, self.used + n)
-        return self.indices[place], self.data[place]
+        return self.indices[self.used :], self.data[self.used :]
 
     def add(self, lengths):
         "Note the entries of some texts that were written into the room."
@@ -274,50 +339,61 @@ class _Rows:
         self.lengths.append(lengths)
 
 
-def _count_chunk(rows, texts, analyzer, lowercase, low, high, n_features, signed):
-    "Append the hashed n-gram counts of some texts to rows."
-    packed, stop, gap, first = _pack(texts, analyzer, lowercase)
-    each, units = _ngrams_per_text(first, low, high), int(np.diff(first).max())
-    hashes = _hash_all(packed, stop, gap, low, max(low, min(high, units)))
-    most = max(1, int(each.max()))
-    slots = np.full(1 << max(4, min(2 * most, n_features).bit_length()), -1, np.int32)
-    place = rows.room(int(each.sum()))
-    rows.add(_count(hashes, first, low, n_features, signed, *place, slots))
+def _count_chunk(rows, texts, sizes, analyzer, lowercase, *settings):
+    "Append the hashed n-gram counts of some texts (of so many characters each) to rows."
+    buffer, offsets = encode_lower(texts, lowercase, sizes)
+    if np.diff(offsets).max() >= 2**30:
+        raise UserError(f"a text of {np.diff(offsets).max() / 1e9:.1f} GB: cut it at 1 GB")
+    tables, need = (character_classes(), _ascii_bytes(character_classes())), 0
+    while len(offsets) > 1:
+        lengths = np.empty(len(offsets) - 1, np.int64)
+        done, need = _count_tiles(buffer, offsets, _ANALYZERS[analyzer], *tables, *settings,
+                                  *rows.room(need), lengths)  # fmt: skip
+        rows.add(lengths[:done])
+        offsets = offsets[done:]
 
 
 
 # %% ../nbs/11_bow.ipynb #16146c8d
-_CHUNK = 2**18  # characters: about what fits into a processor's second-level cache
+_CHUNK = 2**20  # characters that are encoded at a time: the rest of the memory is the result's
 
 
-def _cut(texts, size=_CHUNK):
-    "Consecutive groups of texts of about `size` characters each."
-    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-    inner = np.searchsorted(ends, np.arange(size, ends[-1], size))
-    cuts = np.unique([0, *inner, len(texts)]).tolist()
-    return [texts[a:b] for a, b in itertools.pairwise(cuts)]
+def _cut(sizes, threads, most=_CHUNK):
+    "Bounds of chunks: as many for each thread, none of much more than `most` characters."
+    ends = np.cumsum(sizes)
+    n = threads * -(-int(ends[-1]) // (threads * most))
+    inner = np.searchsorted(ends, ends[-1] * np.arange(1, n) / max(n, 1))
+    return list(itertools.pairwise(np.unique([0, *inner, len(sizes)]).tolist()))
 
 
-def _count_group(chunks, capacity, *settings):
-    rows = _Rows(capacity)
-    for chunk in chunks:
-        _count_chunk(rows, chunk, *settings)
-    return rows
+def _count_group(rows, texts, sizes, bounds, settings):
+    for a, b in bounds:
+        _count_chunk(rows, texts[a:b], sizes[a:b], *settings)
+
+
+def _append(rows, other):
+    for place, found in zip(rows.room(other.used), (other.indices, other.data), strict=True):
+        place[: other.used] = found[: other.used]
+    rows.add(np.concatenate(other.lengths))
 
 
 def _count_all(texts, threads, *settings):
     "Columns, values and row pointers of all texts, in chunks, by `threads` threads."
-    chunks = _cut(texts)
-    each = -(-len(chunks) // threads)
-    groups = [chunks[i : i + each] for i in range(0, len(chunks), each)]
-    guess = 2 * sum(map(len, chunks[0])) // 5  # entries of a chunk, about
-    sizes = [guess * len(group if i else chunks) for i, group in enumerate(groups)]
-    with ThreadPoolExecutor(len(groups)) as pool:
-        first, *others = pool.map(lambda g, n: _count_group(g, n, *settings), groups, sizes)
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    bounds = _cut(sizes, threads)
+    each = -(-len(bounds) // threads)
+    groups = [bounds[i : i + each] for i in range(0, len(bounds), each)]
+    guess = int(sizes.sum()) * 2 // 5 + _TILE  # entries, about
+    rows = [_Rows(guess // (len(groups) if i else 1)) for i in range(len(groups))]
+    with ThreadPoolExecutor() as pool:
+        work = [pool.submit(_count_group, r, texts, sizes, group, settings)
+                for r, group in zip(rows[1:], groups[1:], strict=True)]
+        _count_group(rows[0], texts, sizes, groups[0], settings)
+        for one in work:
+            one.result()
+    first, *others = rows
     for other in others:
-        for place, found in zip(first.room(other.used), (other.indices, other.data), strict=True):
-            place[:] = found[: other.used]
-        first.add(np.concatenate(other.lengths))
+        _append(first, other)
     kind = np.int32 if first.used < 2**31 else np.int64
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(first.lengths))]).astype(kind)
     for array in (first.indices, first.data):
@@ -601,8 +677,9 @@ def _check_model(model):
 # %% ../nbs/11_bow.ipynb #99a477b9
 def _hits(chunk, wanted, ngram_range, analyzer, lowercase):
     "Column and bytes of each n-gram of some texts whose column is wanted."
-    packed, stop, gap, first = _pack(chunk, analyzer, lowercase)
-    low, high = ngram_range
+    tables = character_classes(), _ascii_bytes(character_classes())
+    packed, stop, first = _pack(*encode_lower(chunk, lowercase), _ANALYZERS[analyzer], *tables)
+    gap, (low, high) = int(analyzer == "word"), ngram_range
     high = max(low, min(high, int(np.diff(first).max())))
     end_of_text, unit = np.repeat(first[1:], np.diff(first)), np.arange(first[-1])
     raw = packed.tobytes()
@@ -621,8 +698,8 @@ def ngrams_of_columns(
     "Turn hash columns back into n-grams, by hashing the n-grams of the texts again."
     found, wanted = defaultdict(Counter), np.zeros(n_features, bool)
     wanted[np.asarray(columns, np.int64)] = True
-    for chunk in _cut(texts):
-        for column, gram in _hits(chunk, wanted, ngram_range, analyzer, lowercase):
+    for a, b in _cut(list(map(len, texts)), 1):
+        for column, gram in _hits(texts[a:b], wanted, ngram_range, analyzer, lowercase):
             found[column][gram] += 1
     return {j: Counter({raw.decode("utf-8", "backslashreplace"): n for raw, n in grams.items()})
             for j, grams in found.items()}

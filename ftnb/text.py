@@ -19,12 +19,13 @@ from .core import UserError
 def encode_lower(
     texts,  # list of n strings
     lowercase: bool = True,
+    sizes=None,  # (n,) characters of each text, if they were counted already
 ):  # -> uint8 buffer, int64 offsets (n + 1,): text i is buffer[offsets[i]:offsets[i + 1]]
     "The texts as one array of (lower-cased) UTF-8 bytes; a lone surrogate becomes `?`."
     joined = "".join(texts)
     if joined.isascii():  # one byte per character: encode all in one step
         raw = np.frombuffer(joined.encode(), np.uint8)
-        return _lower_ascii(raw) if lowercase else raw, _offsets(texts)
+        return _lower_ascii(raw) if lowercase else raw, _offsets(texts, sizes)
     lowered = map(str.lower, texts) if lowercase else texts
     raw = [text.encode("utf-8", "replace") for text in lowered]
     return np.frombuffer(b"".join(raw), np.uint8), _offsets(raw)
@@ -32,15 +33,17 @@ def encode_lower(
 
 def _lower_ascii(raw):
     "A to Z are 65 to 90; the small letters stand 32 further on."
-    capital = raw - np.uint8(65) < 26  # below 65 the difference wraps around, to 191 and more
-    return raw + capital.view(np.uint8) * np.uint8(32)
+    capital = (raw - np.uint8(65) < 26).view(np.uint8)  # below 65 the difference wraps around
+    capital *= np.uint8(32)
+    capital += raw
+    return capital
 
 
-
-def _offsets(pieces):
+def _offsets(pieces, sizes=None):
     "Where each piece begins in their concatenation, and where the last one ends."
     offsets = np.zeros(len(pieces) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=offsets[1:])
+    sizes = np.fromiter(map(len, pieces), np.int64, len(pieces)) if sizes is None else sizes
+    np.cumsum(sizes, out=offsets[1:])
     return offsets
 
 # %% ../nbs/10_text.ipynb #b902d12d

@@ -102,10 +102,22 @@ def test_threads_and_chunks_change_nothing(monkeypatch):
     texts = random_texts(3, 2000)
     one = HashedNgrams().transform(texts)
     monkeypatch.setattr(bow._cut, "__defaults__", (1000,))
-    assert len(bow._cut(texts)) > 20
-    assert [t for chunk in bow._cut(texts) for t in chunk] == texts
+    bounds = bow._cut(list(map(len, texts)), 1)
+    assert len(bounds) > 20 and bow._cut([0, 0], 2) == [(0, 2)]
+    assert [i for a, b in bounds for i in range(a, b)] == list(range(len(texts)))
     for threads in (1, 2, 5):
         assert_equal(HashedNgrams(threads=threads).transform(texts), one)
+
+
+def test_texts_longer_than_a_tile_and_more_entries_than_guessed():
+    long = [" ".join(random_texts(seed, 2000)) for seed in (5, 6)]
+    texts = ["", long[0], *random_texts(7, 300), long[1], "x", ""]
+    for analyzer, ngrams in (("word", (1, 6)), ("char", (1, 5)), ("byte", (2, 6))):
+        ours = HashedNgrams(ngrams, analyzer=analyzer)
+        whole = ours.transform(texts)
+        assert whole.nnz > sum(map(len, texts)), "far more than were guessed: the rows had to grow"
+        assert_equal(whole, sp.vstack([ours.transform([text]) for text in texts]).tocsr())
+        assert_equal(whole, ours.set_params(threads=3).transform(texts))
 
 
 def test_memory_is_bounded_by_the_result():
