@@ -124,6 +124,13 @@ def as_words(
     return " ".join(map(_spelled, *_token_lists([tokens])))
 
 # %% ../nbs/15_preprocess.ipynb #bdef3d24
+def _language(language):
+    "The language, if it is one of the two."
+    if language not in ("en", "zh"):
+        raise UserError(f"language must be en or zh, not {language!r}")
+    return language
+
+
 def nfkc(text: str, language: str = "en") -> str:
     "Unicode's compatibility composition: full-width, ligatures and circled digits made plain."
     return unicodedata.normalize("NFKC", _text(text))
@@ -162,12 +169,6 @@ _CHINESE_FUNCTION_WORDS = frozenset(
     "但是 可是 不过 然而 因为 所以 因此 如果 虽然 尽管 即使 由于 为 为了 以 于 之 其 就 才 "
     "都 也 还 又 再 很 太 更 最 非常 比较 已 已经 曾经 正在 是 有 会 能 可以 可能 要 想 "
     "应该 一 一个 一些 一下 个 些 等 等等 上 下 里 中 时 时候 后 前".split())
-
-
-def _language(language):
-    if not isinstance(language, str) or language not in NEGATIONS:
-        raise UserError(f"language must be en or zh, not {language!r}")
-    return language
 
 
 def stop_words(language: str) -> frozenset:  # en: scikit-learn's; zh: short, of function words

@@ -23,6 +23,16 @@ from .core import UserError, write_text
 from .text import check_texts, compiled, decode_at, encode_lower
 
 # %% ../nbs/14_wordpiece.ipynb #c48890c5
+def _checked_counts(counts, vocab_size):
+    whole = (int, np.integer)
+    if not isinstance(counts, dict) or not all(
+            isinstance(w, str) and w and isinstance(n, whole) and n > 0 for w, n in counts.items()):
+        raise UserError("counts must be a dictionary: words, not empty, and how often each occurs")
+    if not isinstance(vocab_size, whole):
+        raise UserError(f"vocab_size must be a whole number, not {vocab_size!r}")
+    return counts
+
+
 def _spell(counts, prefix, special):
     "The first pieces (special ones, characters), and each word as a list of their numbers."
     alphabet, inner = sorted(set().union(*counts)), sorted({ch for w in counts for ch in w[1:]})
@@ -46,15 +56,6 @@ def _merge_in(word, pair, new):
     return changes
 
 # %% ../nbs/14_wordpiece.ipynb #1f5a2873
-def _check_counts(counts, vocab_size):
-    whole = (int, np.integer)
-    if not isinstance(counts, dict) or not all(
-            isinstance(w, str) and w and isinstance(n, whole) and n > 0 for w, n in counts.items()):
-        raise UserError("counts must be a dictionary: words, not empty, and how often each occurs")
-    if not isinstance(vocab_size, whole):
-        raise UserError(f"vocab_size must be a whole number, not {vocab_size!r}")
-
-
 def learn_pieces(
     counts: dict,  # word -> how often; no word is empty
     vocab_size: int,  # learn until there are so many pieces, special ones and characters included
@@ -63,8 +64,7 @@ def learn_pieces(
     min_frequency: int = 1,  # stop when the best pair is rarer
 ) -> tuple[list, list]:  # the pieces in order of birth; the merges, pairs of strings
     "Merge the most frequent pair, again and again; ties go to the older pieces."
-    _check_counts(counts, vocab_size)
-    pieces, number, words = _spell(counts, prefix, special)
+    pieces, number, words = _spell(_checked_counts(counts, vocab_size), prefix, special)
     times, pairs, where, merges = list(counts.values()), Counter(), defaultdict(set), []
     for w, word in enumerate(words):
         for pair in itertools.pairwise(word):
