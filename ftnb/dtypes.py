@@ -16,19 +16,29 @@ import numpy as np
 from .core import UserError
 
 # %% ../nbs/08_dtypes.ipynb #749b2164
+def _whole(n, what, least=None):
+    "A whole number as a Python integer, which has no width; UserError for anything else."
+    if not isinstance(n, (int, np.integer)):
+        raise UserError(f"{what} must be a whole number, not of type {type(n).__name__}")
+    if least is not None and n < least:
+        raise UserError(f"{what} must be {least} or more, not {n}")
+    return int(n)
+
+
 def twos_complement(
-    n: int,  # any integer; what does not fit loses its upper bits, as in a processor
-    bits: int,  # width
+    value: int,  # any integer; what does not fit loses its upper bits, as in a processor
+    bits: int,  # width, 1 or more
 ) -> int:  # the pattern, 0 to 2**bits - 1
     "The pattern of an integer in two's complement."
-    return n & (1 << bits) - 1
+    return _whole(value, "value") & (1 << _whole(bits, "bits", 1)) - 1
 
 
 def from_twos_complement(
     pattern: int,  # 0 to 2**bits - 1
-    bits: int,  # width
+    bits: int,  # width, 1 or more
 ) -> int:  # -2**(bits - 1) to 2**(bits - 1) - 1
     "The integer that a pattern stands for."
+    pattern, bits = _whole(pattern, "pattern"), _whole(bits, "bits", 1)
     if not 0 <= pattern < 1 << bits:
         raise UserError(f"{pattern} is no pattern of {bits} bits; give 0 to 2**{bits} - 1")
     return pattern - (pattern >> bits - 1 << bits)
@@ -68,7 +78,7 @@ def float_format(
     name: str,  # a key of FORMATS
 ) -> FloatFormat:
     "The format of that name; UserError names those there are."
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise UserError(f"no float format {name!r}; there are: {', '.join(FORMATS)}")
     return FORMATS[name]
 
@@ -78,9 +88,9 @@ def split_bits(
     name: str = "float32",  # a key of FORMATS
 ) -> tuple[int, int, int]:
     "Sign, exponent field and fraction field of a pattern."
-    form = float_format(name)
+    form, pattern = float_format(name), _whole(pattern, "pattern")
     if not 0 <= pattern < 1 << form.bits:
-        raise UserError(f"{pattern} is no pattern of {form.bits} bits")
+        raise UserError(f"{pattern} is no pattern of {form.bits} bits, 0 to 2**{form.bits} - 1")
     exponent = pattern >> form.fraction & (1 << form.exponent) - 1
     return pattern >> form.bits - 1, exponent, pattern & (1 << form.fraction) - 1
 
@@ -104,12 +114,22 @@ def _power(x, form):
     return max(math.frexp(x)[1] - 1, 1 - form.bias) if x else 1 - form.bias
 
 
+def _number(x):
+    "A number as a float, infinite where no float is so large; UserError for text and the like."
+    if not isinstance(x, (int, float, np.integer, np.floating)):
+        raise UserError(f"a number is needed, not of type {type(x).__name__}")
+    try:
+        return float(x)
+    except OverflowError:
+        return math.inf if x > 0 else -math.inf
+
+
 def float_bits(
-    x: float,  # any Python float
+    x: float,  # an integer is made a float first, which rounds it beyond 2**53
     name: str = "float32",  # a key of FORMATS
 ) -> int:  # the pattern; one quiet NaN stands for all
     "Round to the nearest number of a format, ties to even; too large becomes infinity."
-    form, x = float_format(name), float(x)
+    form, x = float_format(name), _number(x)
     sign = int(math.copysign(1, x) < 0) << form.bits - 1
     if not math.isfinite(x):
         return form.infinity + (1 << form.fraction - 1) if math.isnan(x) else form.infinity + sign
@@ -139,13 +159,17 @@ def largest_exact_integer(
 
 # %% ../nbs/08_dtypes.ipynb #639a7f3a
 def to_bfloat16(
-    array,  # float32 or convertible, any shape
+    array,  # numbers, any shape; made float32 first
     rounding: str = "nearest",  # "nearest" (ties to even) or "truncate" (towards zero)
 ) -> np.ndarray:  # uint16, the patterns
     "The bfloat16 patterns of an array of float32."
     if rounding not in ("nearest", "truncate"):
         raise UserError(f"rounding is 'nearest' or 'truncate', not {rounding!r}")
-    bits = np.asarray(array, np.float32).view(np.uint32)
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"an array of numbers is needed, not of {array.dtype}")
+    with np.errstate(over="ignore"):  # too large becomes infinity
+        bits = array.astype(np.float32).view(np.uint32)
     half = 0x7FFF + (bits >> 16 & 1) if rounding == "nearest" else 0
     cut = ((bits.astype(np.uint64) + half) >> 16).astype(np.uint16)
     nan = bits & 0x7FFFFFFF > 0x7F800000
@@ -153,24 +177,38 @@ def to_bfloat16(
 
 
 def from_bfloat16(
-    patterns,  # uint16, any shape
+    patterns,  # whole numbers from 0 to 65535, any shape
 ) -> np.ndarray:  # float32, exact
     "The numbers that bfloat16 patterns stand for: put two zero bytes behind."
-    return (np.asarray(patterns, np.uint32) << 16).view(np.float32)
+    array = np.asarray(patterns)
+    if array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 0xFFFF):
+        raise UserError("patterns of bfloat16 are whole numbers from 0 to 65535")
+    return (array.astype(np.uint32) << 16).view(np.float32)
 
 # %% ../nbs/08_dtypes.ipynb #3ee6ff8d
+def _wholes(values, what, least=None):
+    "A tuple or list of whole numbers as a tuple."
+    if not isinstance(values, (tuple, list)):
+        raise UserError(f"a tuple is needed, one number an axis, not {type(values).__name__}")
+    return tuple(_whole(value, what, least) for value in values)
+
+
 def row_major_strides(
-    shape: tuple,  # lengths of the axes
-    itemsize: int,  # bytes of an element
+    shape: tuple,  # lengths of the axes, 0 or more
+    itemsize: int,  # bytes of an element, 1 or more
 ) -> tuple:  # bytes to the next element along each axis
     "The strides of a freshly made array: the last axis lies densest."
+    shape, itemsize = _wholes(shape, "a length", 0), _whole(itemsize, "itemsize", 1)
     return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def element_offset(
-    index: tuple,  # one integer an axis
+    index: tuple,  # one integer an axis, counted from 0; the lengths are not known here
     strides: tuple,  # bytes to the next element along each axis
     start: int = 0,  # byte at which the array begins in its storage
 ) -> int:  # where the element's bytes begin
     "The place of an element in the storage."
-    return start + sum(i * stride for i, stride in zip(index, strides, strict=True))
+    index, strides = _wholes(index, "an index", 0), _wholes(strides, "a stride")
+    if len(index) != len(strides):
+        raise UserError(f"{len(index)} indices for {len(strides)} strides: give one for each axis")
+    return _whole(start, "start") + sum(i * s for i, s in zip(index, strides, strict=True))

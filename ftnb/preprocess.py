@@ -26,13 +26,26 @@ from .metrics import accuracy, mcnemar, paired_bootstrap
 from .text import TOKEN_PATTERN, check_texts, tokenize, tokenize_many
 
 # %% ../nbs/15_preprocess.ipynb #c45165d5
+def _text(text):
+    "The text, if it is one."
+    if not isinstance(text, str):
+        raise UserError(f"a text is needed, not of type {type(text).__name__}")
+    return text
+
+
+def _whole(n, what, least):
+    "n as an integer, if it is a whole number and large enough."
+    if not isinstance(n, (int, np.integer)) or n < least:
+        raise UserError(f"{what} must be a whole number of {least} or more, not {n!r}")
+    return int(n)
+
+
 def char_ngrams(
     text: str,
     n: int,  # characters in each, 1 or more
 ) -> list[str]:  # len(text) - n + 1 of them, none if the text is shorter
     "All runs of n neighbouring characters, in order, overlapping."
-    if n < 1:
-        raise UserError(f"n must be 1 or more, not {n}")
+    text, n = _text(text), _whole(n, "n", 1)
     return [text[i : i + n] for i in range(len(text) - n + 1)]
 
 # %% ../nbs/15_preprocess.ipynb #73db8cc4
@@ -52,7 +65,7 @@ def jieba_words(
     text: str,
 ) -> list[str]:  # joined, they are the text again: blanks and punctuation are pieces too
     "The text cut into words by jieba's dictionary, in its accurate mode."
-    return _jieba().lcut(text)
+    return _jieba().lcut(_text(text))
 
 # %% ../nbs/15_preprocess.ipynb #243a7d24
 _word = re.compile(TOKEN_PATTERN)
@@ -82,6 +95,18 @@ def units(
     return tokenize_many(texts) if kind == "word" else [_cut(text, kind) for text in texts]
 
 # %% ../nbs/15_preprocess.ipynb #24ebc063
+def _token_lists(lists):
+    "Lists of units, one for each text; texts that are not cut yet are refused."
+    if isinstance(lists, (str, bytes)) or not hasattr(lists, "__iter__"):
+        raise UserError(f"lists of units are needed, not {type(lists).__name__}")
+    lists = list(lists)
+    for one in lists:
+        if isinstance(one, (str, bytes)) or not hasattr(one, "__iter__"):
+            kind = type(one).__name__
+            raise UserError(f"a list of units is needed, not {kind}: cut texts with units() first")
+    return lists
+
+
 _MARK = "\u02e3"  # a small raised x: a letter for the tokenizer, hardly ever one in a text
 
 
@@ -96,22 +121,29 @@ def as_words(
     tokens,  # units of one text
 ) -> str:  # for classifiers that tokenize: one word for each unit
     "A text whose words are these tokens, one to one, whatever characters are in them."
-    return " ".join(map(_spelled, tokens))
+    return " ".join(map(_spelled, *_token_lists([tokens])))
 
 # %% ../nbs/15_preprocess.ipynb #bdef3d24
+def _language(language):
+    "The language, if it is one of the two."
+    if language not in ("en", "zh"):
+        raise UserError(f"language must be en or zh, not {language!r}")
+    return language
+
+
 def nfkc(text: str, language: str = "en") -> str:
     "Unicode's compatibility composition: full-width, ligatures and circled digits made plain."
-    return unicodedata.normalize("NFKC", text)
+    return unicodedata.normalize("NFKC", _text(text))
 
 
 def lower(text: str, language: str = "en") -> str:
     "Lower case."
-    return text.lower()
+    return _text(text).lower()
 
 
 def mask_numbers(text: str, language: str = "en") -> str:
     "Every number written in digits becomes 0; 1,200 and 3.5 and 6:30 count as one number."
-    return re.sub(r"\d+(?:[.,:]\d+)*", "0", text)
+    return re.sub(r"\d+(?:[.,:]\d+)*", "0", _text(text))
 
 
 @functools.cache
@@ -122,7 +154,7 @@ def _punctuation():
 
 def strip_punctuation(text: str, language: str = "en") -> str:
     "A blank for each character that Unicode calls punctuation or a symbol."
-    return text.translate(_punctuation())
+    return _text(text).translate(_punctuation())
 
 # %% ../nbs/15_preprocess.ipynb #babdb30a
 NEGATIONS = {
@@ -141,8 +173,7 @@ _CHINESE_FUNCTION_WORDS = frozenset(
 
 def stop_words(language: str) -> frozenset:  # en: scikit-learn's; zh: short, of function words
     "Words thought to say nothing; both lists hold the language's negations."
-    if language not in NEGATIONS:
-        raise UserError(f"language must be en or zh, not {language!r}")
+    _language(language)
     chinese = _CHINESE_FUNCTION_WORDS | NEGATIONS["zh"]
     return chinese if language == "zh" else ENGLISH_STOP_WORDS
 
@@ -151,7 +182,7 @@ def remove_stop_words(
     text: str, language: str = "en", keep=frozenset(),  # words to keep all the same
 ) -> str:
     "Leave out the words of the stop list; in Chinese, jieba's words."
-    stop = stop_words(language) - keep
+    text, stop = _text(text), stop_words(language) - keep
     if language == "zh":
         return "".join(word for word in jieba_words(text) if word not in stop)
     return _word.sub(lambda m: "" if m[0].lower() in stop else m[0], text)
@@ -179,7 +210,8 @@ def _stemmer():
 
 def stem(text: str, language: str = "en") -> str:
     "English words without their endings, by the Snowball stemmer; capitals stay."
-    return _word.sub(lambda m: _stem(m[0]), text)
+    _language(language)
+    return _word.sub(lambda m: _stem(m[0]), _text(text))
 
 # %% ../nbs/15_preprocess.ipynb #b1c5e20c
 STEPS = {  # name -> function of (text, language)
@@ -190,11 +222,13 @@ STEPS = {  # name -> function of (text, language)
 
 def apply_steps(
     texts,  # list of n strings
-    names,  # some of STEPS, in any order: they are applied in the order of STEPS
+    names,  # a list of some of STEPS, in any order: they are applied in the order of STEPS
     language: str = "en",  # "en" or "zh"
 ) -> list[str]:
     "The texts after the named steps."
-    texts, names = check_texts(texts), set(names)
+    if isinstance(names, str) or not hasattr(names, "__iter__"):
+        raise UserError(f"names must be a list of names of steps, not {type(names).__name__}")
+    texts, names, language = check_texts(texts), set(names), _language(language)
     if unknown := names - set(STEPS):
         raise UserError(f"no step {sorted(unknown)[0]!r}; there are: {', '.join(STEPS)}")
     for name in (name for name in STEPS if name in names):
@@ -206,6 +240,7 @@ def tokens_html(
     tokens,  # list of strings, shown as text whatever they hold
 ) -> str:
     "The tokens as boxes in a row, escaped, with their number."
+    tokens, = map(list, _token_lists([tokens]))
     box = '<span style="border:1px solid #999;border-radius:4px;padding:0 3px;margin:1px">{}</span>'
     return f"{len(tokens)} units: " + " ".join(box.format(html.escape(t)) for t in tokens)
 
@@ -254,7 +289,7 @@ def bag_predictions(
 
 def arms_of(language: str) -> dict[str, list[str]]:  # name of the arm -> its steps
     "The combinations to compare: each step alone, all, all but the stop list, all keeping not."
-    single = [name for name in STEPS if language == "en" or name != "stems"]
+    single = [name for name in STEPS if _language(language) == "en" or name != "stems"]
     rest = [name for name in single if not name.startswith("stop")]
     return {name: [name] for name in single} | {
         "all": [*rest, "stop words"], "all but stop": rest,
@@ -285,9 +320,9 @@ def fit_vocabulary(
     size: int | None = None,  # number of ids, padding and unknown included; None: all units
 ) -> dict[str, int]:
     "An id for each unit, from 2 on, the most frequent first; equally frequent ones by alphabet."
-    if size is not None and size < 3:
-        raise UserError(f"size must be 3 or more (padding, unknown, one unit), not {size}")
-    counts = Counter(token for tokens in token_lists for token in tokens)
+    if size is not None:
+        _whole(size, "size (with padding, unknown and a unit)", 3)
+    counts = Counter(token for tokens in _token_lists(token_lists) for token in tokens)
     ranked = sorted(counts, key=lambda token: (-counts[token], token))
     return {token: i for i, token in enumerate(ranked[: None if size is None else size - 2], 2)}
 
@@ -298,31 +333,38 @@ def encode(
     length: int | None = None,  # cut or pad to so many ids; None: as many as there are tokens
 ) -> list[int]:
     "The ids of the units; one that is not in the vocabulary is unknown, not left out."
-    ids = [vocabulary.get(token, UNKNOWN) for token in tokens]
-    return ids if length is None else ids[:length] + [PADDING] * (length - len(ids))
+    ids = [vocabulary.get(token, UNKNOWN) for token in _token_lists([tokens])[0]]
+    if length is None:
+        return ids
+    return ids[: _whole(length, "length", 0)] + [PADDING] * (length - len(ids))
 
 # %% ../nbs/15_preprocess.ipynb #33d54440
 def power_law(
     x, y,  # (k,) positive numbers
 ) -> tuple[float, float]:  # exponent, factor
     "The line through (ln x, ln y) by least squares: y is about factor * x ** exponent."
+    x, y = np.asarray(x), np.asarray(y)
+    numbers = x.dtype.kind in "iuf" and y.dtype.kind in "iuf" and x.shape == y.shape
+    if not numbers or len(np.unique(x)) < 2 or not (x > 0).all() or not (y > 0).all():
+        raise UserError("x and y must be equally many positive numbers, two different x at least")
     exponent, log_factor = np.polyfit(np.log(x), np.log(y), 1)
     return float(exponent), float(np.exp(log_factor))
 
 
 def log_spaced(
-    top: int,  # the last number, 1 or more
+    top: int,  # the last number; 0 counts as 1
     points: int = 25,
 ) -> np.ndarray:  # different whole numbers, from 1 to top
     "Whole numbers about evenly spaced on a logarithmic axis."
-    return np.unique(np.geomspace(1, max(1, top), points).round().astype(np.int64))
+    top = max(1, _whole(top, "top", 0))
+    return np.unique(np.geomspace(1, top, points).round().astype(np.int64))
 
 
 def rank_frequency(
     token_lists,  # units of the texts
 ) -> np.ndarray:  # counts, the largest first: rank r is at [r - 1]
     "How often each unit occurs, the most frequent first."
-    counts = Counter(token for tokens in token_lists for token in tokens)
+    counts = Counter(token for tokens in _token_lists(token_lists) for token in tokens)
     return np.array(sorted(counts.values(), reverse=True), np.int64)
 
 # %% ../nbs/15_preprocess.ipynb #7c7723f5
@@ -331,7 +373,7 @@ def vocabulary_growth(
     points: int = 25,
 ) -> tuple[np.ndarray, np.ndarray]:  # units read, different ones among them
     "How many different units there are among the first n, for n log-spaced."
-    flat = [token for tokens in token_lists for token in tokens]
+    flat = [token for tokens in _token_lists(token_lists) for token in tokens]
     first = {token: i for i, token in reversed(list(enumerate(flat)))}
     read = log_spaced(len(flat), points)
     return read, np.searchsorted(np.sort(list(first.values())), read)
@@ -343,7 +385,7 @@ def unseen_share(
     sizes,  # (k,) numbers of training texts
 ) -> np.ndarray:  # (k,) 0 to 1
     "Share of the units in the test texts that none of the first n training texts has."
-    first = {}
+    first, train_lists, test_lists = {}, _token_lists(train_lists), _token_lists(test_lists)
     for i, tokens in enumerate(train_lists):
         for token in tokens:
             first.setdefault(token, i)

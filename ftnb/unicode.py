@@ -12,6 +12,7 @@ import html
 import re
 import unicodedata
 from collections import Counter
+from typing import SupportsIndex
 
 import regex
 
@@ -21,10 +22,18 @@ from .core import UserError
 SURROGATES = range(0xD800, 0xE000)
 
 
+def _is(kinds, x, what):
+    "x if it is of one of these types; UserError otherwise."
+    if not isinstance(x, kinds):
+        raise UserError(f"{what} needed, not of type {type(x).__name__}")
+    return x
+
+
 def utf8_bytes(
     code: int,  # 0 to 0x10FFFF, not a surrogate
 ) -> bytes:  # 1 to 4
     "UTF-8 of one code point; raises UserError for what has none."
+    _is(SupportsIndex, code, "a whole number is")
     if not 0 <= code <= 0x10FFFF or code in SURROGATES:
         raise UserError(f"{code:#x} is no character: give 0 to 0x10FFFF without 0xD800 to 0xDFFF")
     if code < 0x80:
@@ -48,7 +57,7 @@ _ENCODE_ERRORS = {
 
 
 def _handler(errors, handlers):
-    if errors not in handlers:
+    if not isinstance(errors, str) or errors not in handlers:
         raise UserError(f"no error handler {errors!r}; there are: {', '.join(handlers)}")
     return handlers[errors]
 
@@ -59,6 +68,7 @@ def utf8_encode(
 ) -> bytes:
     "UTF-8 of a text, as `text.encode` gives it; raises UnicodeEncodeError as that does."
     handler, out = _handler(errors, _ENCODE_ERRORS), []
+    _is(str, text, "a text is")
     for i, code in enumerate(map(ord, text)):
         piece = handler(code) if code in SURROGATES else utf8_bytes(code)
         if piece is None:
@@ -69,6 +79,7 @@ def utf8_encode(
     return b"".join(out)
 
 # %% ../nbs/09_unicode.ipynb #b7d02929
+_BYTES = (bytes, bytearray, memoryview)
 _SECOND = {  # first byte -> lowest and highest second byte
     0xE0: (0xA0, 0xBF),  # below would be overlong
     0xED: (0x80, 0x9F),  # above would be a surrogate
@@ -82,6 +93,8 @@ def utf8_next(
     i: int,  # where to look
 ) -> tuple[int, int, str]:  # code point, bytes used, ""; or -1, bytes that are wrong, the reason
     "The character that begins at byte `i`, or how many bytes there are no beginning of one."
+    if not 0 <= i < len(_is(_BYTES, raw, "bytes are")):
+        raise UserError(f"there is no byte {i} in {len(raw)} bytes")
     b = raw[i]
     if b < 0x80:
         return b, 1, ""
@@ -113,6 +126,7 @@ def utf8_decode(
 ) -> str:
     "The text of UTF-8 bytes, as `raw.decode` gives it; raises UnicodeDecodeError as that does."
     handler, out, i = _handler(errors, _DECODE_ERRORS), [], 0
+    _is(_BYTES, raw, "bytes are")
     while i < len(raw):
         code, n, reason = utf8_next(raw, i)
         if code < 0 and handler is None:
@@ -126,7 +140,7 @@ def surrogate_pair(
     code: int,  # 0x10000 to 0x10FFFF
 ) -> tuple[int, int]:  # high, low
     "The two units of UTF-16 for a code point that does not fit into one."
-    if not 0x10000 <= code <= 0x10FFFF:
+    if not 0x10000 <= _is(SupportsIndex, code, "a whole number is") <= 0x10FFFF:
         raise UserError(f"{code:#x} has no surrogate pair; give 0x10000 to 0x10FFFF")
     rest = code - 0x10000
     return 0xD800 | rest >> 10, 0xDC00 | rest & 0x3FF
@@ -137,8 +151,10 @@ def utf16_encode(
     order: str = "little",  # or "big": which byte of a unit comes first
 ) -> bytes:  # without a byte-order mark
     "UTF-16 of a text; raises UnicodeEncodeError at a lone surrogate."
+    if order not in ("little", "big"):
+        raise UserError(f"order is 'little' or 'big', not {order!r}")
     out = []
-    for i, code in enumerate(map(ord, text)):
+    for i, code in enumerate(map(ord, _is(str, text, "a text is"))):
         if code in SURROGATES:
             raise UnicodeEncodeError("utf-16", text, i, i + 1, "surrogates not allowed")
         units = (code,) if code < 0x10000 else surrogate_pair(code)
@@ -162,7 +178,7 @@ def decompose_hangul(
         out = chr(_L + lv // _N_V) + chr(_V + lv % _N_V)
         return out + chr(_T + t) if t else out
 
-    return "".join(map(parts, text))
+    return "".join(map(parts, _is(str, text, "a text is")))
 
 # %% ../nbs/09_unicode.ipynb #d9a80766
 def compose_hangul(
@@ -170,7 +186,7 @@ def compose_hangul(
 ) -> str:
     "Korean letters put together into syllables where they follow each other, as NFC does."
     out = []
-    for code in map(ord, text):
+    for code in map(ord, _is(str, text, "a text is")):
         last = out[-1] if out else 0
         if 0 <= last - _L < _N_L and 0 <= code - _V < _N_V:
             out[-1] = _S + ((last - _L) * _N_V + code - _V) * _N_T
@@ -212,7 +228,7 @@ def graphemes(
     text: str,
 ) -> list[str]:  # joined, they are the text
     "Extended grapheme clusters, the characters that a reader sees: UAX 29 of Unicode 18."
-    kinds = text.translate(_classes)
+    kinds = _is(str, text, "a text is").translate(_classes)
     return [text[m.start() : m.end()] for m in _CLUSTER.finditer(kinds)]
 
 # %% ../nbs/09_unicode.ipynb #6aa8e591
@@ -220,8 +236,8 @@ def fold(
     text: str,
     turkish: bool = False,  # I belongs to ı and İ to i, as in Turkish and Azerbaijani
 ) -> str:
-    "Case folding, with normalisation before and after, so that equal texts become equal."
-    text = unicodedata.normalize("NFC", text)
+    "Case folding between two normalisations (NFC): texts that differ only in case become equal."
+    text = unicodedata.normalize("NFC", _is(str, text, "a text is"))
     if turkish:
         text = text.replace("I", "ı").replace("İ", "i")
     return unicodedata.normalize("NFC", text.casefold())
@@ -232,6 +248,7 @@ def byte_roles(
 ) -> list[str]:  # one a byte: "single", "first", "continuation" or "wrong"
     "What each byte of a UTF-8 text is for."
     roles, i = [], 0
+    _is(_BYTES, raw, "bytes are")
     while i < len(raw):
         code, n, _ = utf8_next(raw, i)
         first = "single" if n == 1 else "first"
@@ -250,10 +267,11 @@ def _coloured(raw):
 # %% ../nbs/09_unicode.ipynb #5cda7ca8
 def describe_text(
     text: str,
-    limit: int = 60,  # code points shown
+    limit: int = 60,  # code points shown, 0 or more
 ) -> str:  # HTML
     "Code points, UTF-8 bytes coloured by role, clusters and normal forms of a text."
     rows = ["<tr><th>cluster</th><th>code point</th><th>name</th><th>UTF-8</th></tr>"]
+    clusters = graphemes(text)
     for cluster in graphemes(text[:limit]):
         for k, c in enumerate(cluster):
             name = unicodedata.name(c, "(no name)")
@@ -263,7 +281,8 @@ def describe_text(
                         f"<td>{_coloured(raw)}</td></tr>")
     forms = (f"{form}: {len(unicodedata.normalize(form, text))}"
              for form in ("NFC", "NFD", "NFKC", "NFKD"))
-    return (f"<table>{''.join(rows)}</table><p>{len(graphemes(text))} clusters, {len(text)} code "
+    more = f"<p>{len(text) - limit} more code points, not shown</p>" if len(text) > limit else ""
+    return (f"<table>{''.join(rows)}</table>{more}<p>{len(clusters)} clusters, {len(text)} code "
             f"points; {', '.join(forms)} code points</p>")
 
 # %% ../nbs/09_unicode.ipynb #041eed28
@@ -273,7 +292,8 @@ def text_explorer(
     "A box to type into; below it, `describe_text` of what was typed."
     import ipywidgets
 
-    box, below = ipywidgets.Text(text, description="text"), ipywidgets.HTML(describe_text(text))
+    below = ipywidgets.HTML(describe_text(text))
+    box = ipywidgets.Text(text, description="text")
     box.observe(lambda change: setattr(below, "value", describe_text(change["new"])), "value")
     return ipywidgets.VBox([box, below])
 
@@ -292,7 +312,7 @@ def main_script(
     text: str,
 ) -> str:  # as in Unicode's names: "LATIN", "CJK", ...; "" without a letter
     "The script of most letters of a text, read off the names of the characters."
-    letters = Counter(c for c in text if c.isalpha())
+    letters = Counter(c for c in _is(str, text, "a text is") if c.isalpha())
     scripts = Counter()
     for c, count in letters.items():
         scripts[re.split(r"[ -]", unicodedata.name(c, ""))[0]] += count

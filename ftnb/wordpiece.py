@@ -23,6 +23,16 @@ from .core import UserError, write_text
 from .text import check_texts, compiled, decode_at, encode_lower
 
 # %% ../nbs/14_wordpiece.ipynb #c48890c5
+def _checked_counts(counts, vocab_size):
+    whole = (int, np.integer)
+    if not isinstance(counts, dict) or not all(
+            isinstance(w, str) and w and isinstance(n, whole) and n > 0 for w, n in counts.items()):
+        raise UserError("counts must be a dictionary: words, not empty, and how often each occurs")
+    if not isinstance(vocab_size, whole):
+        raise UserError(f"vocab_size must be a whole number, not {vocab_size!r}")
+    return counts
+
+
 def _spell(counts, prefix, special):
     "The first pieces (special ones, characters), and each word as a list of their numbers."
     alphabet, inner = sorted(set().union(*counts)), sorted({ch for w in counts for ch in w[1:]})
@@ -54,7 +64,7 @@ def learn_pieces(
     min_frequency: int = 1,  # stop when the best pair is rarer
 ) -> tuple[list, list]:  # the pieces in order of birth; the merges, pairs of strings
     "Merge the most frequent pair, again and again; ties go to the older pieces."
-    pieces, number, words = _spell(counts, prefix, special)
+    pieces, number, words = _spell(_checked_counts(counts, vocab_size), prefix, special)
     times, pairs, where, merges = list(counts.values()), Counter(), defaultdict(set), []
     for w, word in enumerate(words):
         for pair in itertools.pairwise(word):
@@ -186,6 +196,8 @@ def split_words(
     lowercase: bool = True,  # also drops accents, as uncased BERT does
 ) -> list[str]:
     "The words that BERT looks up, Chinese characters and punctuation marks each alone."
+    if not isinstance(text, str):
+        raise UserError(f"a text is needed, not of type {type(text).__name__}")
     return (_in_order(text) if lowercase else text).translate(_BASIC[lowercase]).split()
 
 # %% ../nbs/14_wordpiece.ipynb #9c532efa
@@ -197,22 +209,43 @@ def count_words(
     lowercase: bool = True,
 ) -> Counter:
     "How often each of BERT's words occurs."
-    return Counter(word for text in texts for word in split_words(text, lowercase))
+    return Counter(word for text in check_texts(texts) for word in split_words(text, lowercase))
+
+
+def _checked_size(vocab_size):
+    if not isinstance(vocab_size, (int, float, np.integer)) or not float(vocab_size).is_integer() \
+            or vocab_size < 10:
+        raise UserError(f"vocab_size must be a whole number of 10 or more, not {vocab_size!r}")
+    return int(vocab_size)
+
+
+def _checked_pieces(pieces):
+    if not isinstance(pieces, (list, tuple)) or not all(isinstance(p, str) for p in pieces):
+        raise UserError("the pieces must be a list of strings: the number of a piece is its place")
+    return list(pieces)
+
+
+def _checked_ids(ids, n):
+    ids = np.asarray(ids)
+    whole = ids.ndim == 1 and (ids.dtype.kind in "iu" or not ids.size)
+    if not whole or (ids.size and not 0 <= ids.min() <= ids.max() < n):
+        raise UserError(f"the numbers of pieces must be a list of whole numbers from 0 to {n - 1}")
+    return ids.tolist()
 
 # %% ../nbs/14_wordpiece.ipynb #30423f06
 class BPE:
     "Byte pair encoding over BERT's words, each with a mark at its end."
 
     def __init__(self, pieces: list, merges: list, lowercase: bool = True):
-        self.pieces, self.merges, self.lowercase = pieces, merges, lowercase
-        self.number = {piece: i for i, piece in enumerate(pieces)}
+        self.pieces, self.merges, self.lowercase = _checked_pieces(pieces), merges, lowercase
+        self.number = {piece: i for i, piece in enumerate(self.pieces)}
         self.rank = {tuple(pair): i for i, pair in enumerate(merges)}
         self._cut = functools.lru_cache(2**16)(self._cut_word)
 
     @classmethod
     def train(cls, texts, vocab_size: int, lowercase: bool = True):
         "Learn `vocab_size` pieces, the characters and [UNK] included."
-        counts = {w + END: n for w, n in count_words(check_texts(texts), lowercase).items()}
+        counts = {w + END: n for w, n in count_words(texts, lowercase).items()}
         return cls(*learn_pieces(counts, _checked_size(vocab_size), "", ("[UNK]",)), lowercase)
 
     def _cut_word(self, word: str) -> list[int]:
@@ -231,13 +264,8 @@ class BPE:
 
     def decode(self, ids) -> str:
         "The words again, with a space between two; case, accents and spacing are lost."
+        ids = _checked_ids(ids, len(self.pieces))
         return "".join(self.pieces[i] for i in ids).replace(END, " ").rstrip(" ")
-
-
-def _checked_size(vocab_size):
-    if int(vocab_size) != vocab_size or vocab_size < 10:
-        raise UserError(f"vocab_size must be a whole number of 10 or more, not {vocab_size}")
-    return int(vocab_size)
 
 # %% ../nbs/14_wordpiece.ipynb #b7fa78d0
 def english_vocabulary() -> Path:
@@ -482,12 +510,13 @@ def _shares(texts, n):
 
 
 def _encode_batch(one, texts, threads, special):
-    if threads < 1:
-        raise UserError(f"threads must be 1 or more, not {threads}")
+    if not isinstance(threads, (int, np.integer)) or threads < 1:
+        raise UserError(f"threads must be a whole number of 1 or more, not {threads!r}")
     if special and not {"[CLS]", "[SEP]"} <= one.number.keys():
         raise UserError("this vocabulary has no [CLS] and [SEP]: use special=False")
     texts = [] if isinstance(texts, (list, tuple)) and not texts else check_texts(texts)
-    shares = _shares(texts, threads) if threads > 1 and texts else [texts]
+    threads = min(threads, max(1, len(texts)))
+    shares = _shares(texts, threads) if threads > 1 else [texts]
     _tables(one.lowercase)  # made once, before the threads
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(lambda share: _encode_share(one, share, special), shares))
@@ -499,20 +528,22 @@ def _encode_batch(one, texts, threads, special):
     return np.concatenate(ids), np.concatenate([[0], *moved])
 
 # %% ../nbs/14_wordpiece.ipynb #48fbdb5e
+_GLUED = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # no space before such a piece
+
+
 def _decode(one, ids, skip_special):
     hidden = {one.number[name] for name in SPECIAL if name in one.number} if skip_special else ()
-    pieces = [one.pieces[i] for i in np.asarray(ids).tolist() if i not in hidden]
-    glued = [p[2:] if p.startswith("##") and at else p if p in ".?!," or not at else " " + p
+    pieces = [one.pieces[i] for i in _checked_ids(ids, len(one.pieces)) if i not in hidden]
+    glued = [p if not at or p.startswith(_GLUED) else p[2:] if p.startswith("##") else " " + p
              for at, p in enumerate(pieces)]
     return "".join(glued)
 
 
 def _read_vocabulary(path):
-    path = Path(path)
-    path = path / "vocab.txt" if path.is_dir() else path
     try:
+        path = Path(path) / "vocab.txt" if Path(path).is_dir() else Path(path)
         lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, TypeError, ValueError) as e:  # ValueError: no UTF-8, or no name of a file
         raise UserError(f"cannot read a vocabulary from {path}: {e}; "
                         "give a vocab.txt, one piece a line") from e
     return [line.rstrip() for line in (lines[:-1] if lines[-1] == "" else lines)]
@@ -522,7 +553,7 @@ class WordPiece:
     "BERT's tokenizer: the same numbers as `tokenizers`, compiled."
 
     def __init__(self, pieces: list, lowercase: bool = True):  # piece i has number i
-        self.pieces, self.lowercase = list(pieces), bool(lowercase)
+        self.pieces, self.lowercase = _checked_pieces(pieces), bool(lowercase)
         self.number = {piece: i for i, piece in enumerate(self.pieces)}
         if "[UNK]" not in self.number:
             raise UserError("the vocabulary has no [UNK]: is this the vocab.txt of a BERT?")
@@ -539,7 +570,7 @@ class WordPiece:
     @classmethod
     def train(cls, texts, vocab_size: int, lowercase: bool = True, min_frequency: int = 1):
         "Learn a vocabulary by merging the most frequent pairs; the special pieces come first."
-        counts = count_words(check_texts(texts), lowercase)
+        counts = count_words(texts, lowercase)
         size = _checked_size(vocab_size)
         return cls(learn_pieces(counts, size, "##", SPECIAL, min_frequency)[0], lowercase)
 

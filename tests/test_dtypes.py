@@ -126,11 +126,43 @@ def test_offsets_find_every_element_of_views():
     lambda: dtypes.from_twos_complement(256, 8),
     lambda: dtypes.from_twos_complement(-1, 8),
     lambda: dtypes.to_bfloat16([1.0], "up"),
+    *(lambda f=f, x=x: f(x) for x in (None, "12", b"a", [], {}) for f in (
+        dtypes.float_bits, dtypes.split_bits, dtypes.float_value, dtypes.float_format,
+        dtypes.spacing, dtypes.largest_exact_integer)),
+    lambda: dtypes.twos_complement("5", 8),
+    lambda: dtypes.twos_complement(5, 0),
+    lambda: dtypes.twos_complement(5.0, 8),
+    lambda: dtypes.from_twos_complement(0, -1),
+    lambda: dtypes.to_bfloat16(None),
+    lambda: dtypes.to_bfloat16("1.5"),
+    lambda: dtypes.from_bfloat16([70_000]),
+    lambda: dtypes.from_bfloat16([-1]),
+    lambda: dtypes.from_bfloat16([1.5]),
+    lambda: dtypes.row_major_strides("12", 2),
+    lambda: dtypes.row_major_strides((2, -1), 2),
+    lambda: dtypes.row_major_strides((2, 3), None),
+    lambda: dtypes.element_offset((1,), (8, 2)),
+    lambda: dtypes.element_offset((-1, 0), (8, 2)),
 ])
 def test_refusals_are_one_line(call):
     with pytest.raises(UserError) as told:
         call()
     assert "\n" not in str(told.value)
+
+
+def test_numpy_integers_have_the_width_they_need():
+    for kind in (np.int64, np.uint64, np.int8):
+        assert dtypes.twos_complement(kind(5), 64) == 5
+        assert dtypes.from_twos_complement(kind(5), 64) == 5
+    assert dtypes.twos_complement(np.int64(-1), 64) == 2**64 - 1
+    assert dtypes.float_value(np.uint16(0x3C01), "float16") == 1 + 2**-10
+    assert dtypes.float_value(np.uint64(0x3FF0000000000001), "float64") == math.nextafter(1, 2)
+
+
+def test_integers_beyond_every_float_are_infinite():
+    for name, form in dtypes.FORMATS.items():
+        assert dtypes.float_bits(10**400, name) == form.infinity
+        assert dtypes.float_bits(-(10**400), name) == form.infinity | 1 << form.bits - 1
 
 
 def test_largest_exact_integer():

@@ -109,6 +109,27 @@ def test_stop_words():
     (lambda: pp.apply_steps(["a"], ["stop words"], "fr"), "language"),
     (lambda: pp.fit_vocabulary([["a"]], 2), "3 or more"),
     (lambda: pp.unseen_share([["a"]], [[]], [1]), "no units"),
+    (lambda: pp.apply_steps(["a"], "lower"), "list"),
+    (lambda: pp.apply_steps(["a"], None), "list"),
+    (lambda: pp.apply_steps(["a"], ["lower"], "fr"), "language"),
+    (lambda: pp.stem("a", "fr"), "language"),
+    (lambda: pp.arms_of("fr"), "language"),
+    (lambda: pp.stop_words(["en"]), "language"),
+    (lambda: pp.char_ngrams("abc", "2"), "whole number"),
+    (lambda: pp.fit_vocabulary([["a"]], "9"), "3 or more"),
+    (lambda: pp.encode(["a"], {"a": 2}, -1), "0 or more"),
+    (lambda: pp.encode(["a"], {"a": 2}, 1.5), "whole number"),
+    (lambda: pp.log_spaced(float("nan")), "whole number"),
+    *((lambda x=x, y=y: pp.power_law(x, y), "positive") for x, y in (
+        ([], []), ([1], [1]), ([0, 1], [1, 2]), ([1, 2], [1]), (["a", "b"], [1, 2]),
+        ([2, 2], [1, 3]), (None, None), ([1, float("nan")], [1, 2]))),
+    *((lambda f=f, x=x: f(x), "text is needed") for x in (None, 3, b"a", ["a"]) for f in (
+        *pp.STEPS.values(), pp.jieba_words, lambda x: pp.char_ngrams(x, 2))),
+    *((lambda f=f, x=x: f(x), "of units") for x in (None, 3, "a text", b"a") for f in (
+        pp.as_words, pp.tokens_html, pp.fit_vocabulary, pp.rank_frequency, pp.vocabulary_growth,
+        lambda x: pp.encode(x, {}), lambda x: pp.unseen_share(x, [["a"]], [1]))),
+    (lambda: pp.fit_vocabulary(["texts", "not cut"]), "units()"),
+    (lambda: pp.rank_frequency(["texts", "not cut"]), "units()"),
 ])
 def test_bad_input_is_one_line(call, words):
     with pytest.raises(UserError, match=words) as caught:
@@ -157,6 +178,21 @@ def test_widget_follows_and_escapes():
     assert "not" not in box.shown.value
     box.area.value = ""
     assert "0 units" in box.shown.value
+
+
+def test_widget_takes_any_text_language_and_unit():
+    box = pp.step_explorer()
+    language, kind = box.children[1].children
+    for tick in box.ticks.values():
+        tick.value = True
+    for text in ("", "\ud800", "\0\r\n\u202e", "<b>", "路灯又坏了", "\u0130\ufb01" * 300):
+        box.area.value = text
+        for code in ("en", "zh"):
+            language.value = code
+            for unit in pp.UNITS:
+                kind.value = unit
+                cut = pp.units(pp.apply_steps([text], list(pp.STEPS), code), unit)[0]
+                assert box.shown.value == pp.tokens_html(cut)
 
 
 def test_characters_are_no_worse_than_jieba_words(mirror):

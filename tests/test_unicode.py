@@ -173,6 +173,19 @@ def test_explorer_follows_what_is_typed():
     assert "U+6C34" in explorer.children[1].value
 
 
+def test_what_is_not_shown_is_counted():
+    assert "440 more code points" in unicode.describe_text("a" * 500)
+    assert "more code points" not in unicode.describe_text("a" * 60)
+
+
+@pytest.mark.parametrize("text", ["", "\ud800", "<script>", "\0\r\n\u202e", "e\u0301" * 200])
+def test_explorer_takes_what_is_pasted(text):
+    box = unicode.text_explorer("a")
+    box.children[0].value = text
+    assert box.children[1].value == unicode.describe_text(text)
+    assert "<script>" not in box.children[1].value
+
+
 def test_main_script():
     assert unicode.main_script("Καλημέρα ok") == "GREEK"
     assert unicode.main_script("12 !") == unicode.main_script("") == ""
@@ -187,6 +200,19 @@ def test_main_script():
     lambda: unicode.utf8_encode("a", "surrogatepass"),
     lambda: unicode.surrogate_pair(0xFFFF),
     lambda: unicode.surrogate_pair(0x110000),
+    *(lambda f=f, x=x: f(x) for x in (None, 3, b"a", ["a"], {}) for f in (
+        unicode.utf8_encode, unicode.utf16_encode, unicode.decompose_hangul,
+        unicode.compose_hangul, unicode.graphemes, unicode.fold, unicode.describe_text,
+        unicode.encoded_sizes, unicode.main_script, unicode.text_explorer)),
+    *(lambda f=f, x=x: f(x) for x in (None, 3, "a", [97], {}) for f in (
+        unicode.utf8_decode, unicode.byte_roles)),
+    *(lambda f=f, x=x: f(x) for x in (None, 3.5, "a", []) for f in (
+        unicode.utf8_bytes, unicode.surrogate_pair)),
+    lambda: unicode.utf8_next("a", 0),
+    lambda: unicode.utf8_next(b"a", 1),
+    lambda: unicode.utf8_next(b"a", -1),
+    lambda: unicode.utf8_decode(b"", ["strict"]),
+    lambda: unicode.utf16_encode("a", "middle"),
 ])
 def test_refusals_are_one_line(call):
     with pytest.raises(UserError) as told:

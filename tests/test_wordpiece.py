@@ -12,6 +12,7 @@ import pytest
 from tokenizers import (
     BertWordPieceTokenizer,
     Tokenizer,
+    decoders,
     models,
     normalizers,
     pre_tokenizers,
@@ -211,6 +212,15 @@ def test_decode_as_the_library(ours, theirs):
         assert ours.decode(row, skip_special=False) == theirs.decode(row, skip_special_tokens=False)
 
 
+def test_decode_glues_what_the_library_glues():
+    pieces = ["[UNK]", "a", "##b", "...", "?!", "n't", "'s", "'re", "'m", "'ve", "'", "not", "#"]
+    own, peer = WordPiece(pieces), Tokenizer(models.WordPiece(
+        {piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    peer.decoder = decoders.WordPiece()
+    for ids in itertools.product(range(1, len(pieces)), repeat=3):
+        assert own.decode(ids) == peer.decode(ids, skip_special_tokens=False), ids
+
+
 # ---------------------------------------------------------------- learning
 
 
@@ -284,6 +294,19 @@ def test_bad_input_is_one_line_with_the_remedy(ours, tmp_path):
         lambda: WordPiece.train([], 100),
         lambda: WordPiece.train(["a"], 1.5),
         lambda: BPE.train(["a"], 0),
+        lambda: ours.encode_batch(["a"], threads="2"),
+        lambda: ours.encode_batch(["a"], threads=1.5),
+        *(lambda x=x: ours.decode(x) for x in (None, "", [-1], [10**6], [1.5], ["a"], [[1, 2]])),
+        *(lambda x=x: BPE.train(["a b"], 12).decode(x) for x in (None, [-1], [99])),
+        *(lambda x=x: BPE.train(["a b"], 12).encode(x) for x in (None, 3, b"a", ["a"])),
+        *(lambda x=x: WordPiece(x) for x in (None, 3, "[UNK]", ["[UNK]", 3])),
+        *(lambda x=x: WordPiece.from_vocab(x) for x in (None, 3, b"x", "a\0b", tmp_path)),
+        *(lambda x=x: WordPiece.train(["a"], x) for x in (None, "", "50", [], float("nan"), -1)),
+        *(lambda x=x: wordpiece.count_words(x) for x in (None, "abc", [], [1])),
+        *(lambda x=x: wordpiece.learn_pieces(x, 20) for x in (
+            None, "ab", ["ab"], {"": 1}, {3: 1}, {"ab": "x"}, {"ab": -1}, {"ab": 0.5})),
+        lambda: wordpiece.learn_pieces({"ab": 1}, "20"),
+        *(lambda x=x: wordpiece.split_words(x) for x in (None, 3, b"a", ["a"])),
     ]
     for fault in faults:
         with pytest.raises(UserError) as raised:
