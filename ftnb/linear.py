@@ -10,6 +10,7 @@ __all__ = ['MODELS', 'logistic_loss', 'softmax_loss', 'logistic_regression', 'sq
 import itertools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .bow import HashedNgrams, _keep_columns, _used_columns, log_count_ratio, naive_bayes
 from .core import UserError
-from .text import check_texts_and_labels, compiled
+from .text import _labels, check_texts_and_labels, compiled
 
 # %% ../nbs/16_linear.ipynb #f9d46391
 def logistic_loss(
@@ -36,6 +37,41 @@ def logistic_loss(
     return loss, np.append(w[:-1] + X.T @ pull, pull.sum())
 
 # %% ../nbs/16_linear.ipynb #6e7ac201
+def _check_positive(**given):
+    for name, value in given.items():
+        if not isinstance(value, Real) or not 0 < value < np.inf:
+            raise UserError(f"{name} must be a positive number, not {value!r}")
+
+
+def _check_whole(least, **given):
+    for name, value in given.items():
+        if not isinstance(value, Integral) or value < least:
+            raise UserError(f"{name} must be a whole number from {least} on, not {value!r}")
+
+
+def _table(X):
+    "Dense or CSR rows of finite numbers; UserError for anything else."
+    X = X.tocsr() if sp.issparse(X) else np.asarray(X)
+    values = X.data if sp.issparse(X) else X
+    if X.ndim != 2 or X.dtype.kind not in "buif":
+        raise UserError(f"X must be a table of numbers (rows, columns), not {X.dtype} of {X.shape}")
+    if X.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError("X holds numbers that are not finite: drop or fill them")
+    return X
+
+
+def _checked(X, codes, k):
+    "X and codes as arrays, if they are what a solver needs; UserError else."
+    _check_whole(2, k=k)
+    X, codes = _table(X), np.asarray(codes)
+    if codes.shape != X.shape[:1] or codes.dtype.kind not in "bui":
+        raise UserError(f"codes must be {X.shape[0]} whole numbers, one for each row of X, not "
+                        f"{codes.dtype} of shape {codes.shape}")
+    if len(codes) and not 0 <= codes.min() <= codes.max() < k:
+        raise UserError(f"codes must lie from 0 to {k - 1}, not {codes.min()} to {codes.max()}")
+    return X, codes.astype(np.int64)
+
+# %% ../nbs/16_linear.ipynb #afe302a5
 def softmax_loss(
     w,  # (k * (m + 1),) a row for each class, the intercept last
     X,  # (n, m) dense or CSR
@@ -62,18 +98,13 @@ def logistic_regression(
 ):  # -> coef (k, m), intercept (k,); one row if k = 2
     "Logistic regression by L-BFGS; the optimum of scikit-learn's LogisticRegression."
     _check_positive(C=C, tol=tol)
+    X, codes = _checked(X, codes, k)
     more = (np.where(codes == 1, 1.0, -1.0), C) if k == 2 else (codes, k, C)
     start = np.zeros((X.shape[1] + 1) * (1 if k == 2 else k))
     found = minimize(logistic_loss if k == 2 else softmax_loss, start, (X, *more), jac=True,
                      method="L-BFGS-B", options=dict(maxiter=2000, gtol=tol, ftol=0, maxfun=10_000))
     w = found.x.reshape(-1, X.shape[1] + 1)
     return w[:, :-1], w[:, -1]
-
-
-def _check_positive(**numbers):
-    for name, value in numbers.items():
-        if not 0 < value < np.inf:
-            raise UserError(f"{name} must be a positive number, not {value}")
 
 # %% ../nbs/16_linear.ipynb #5d1cb5a8
 def squared_hinge_loss(
@@ -152,14 +183,16 @@ def dual_descent(
     seed: int = 0,  # of the order of the texts
 ):  # -> w (m + 1,) with the intercept last, alpha (n,), passes
     "The linear SVM with squared hinge by dual coordinate descent (Hsieh et al. 2008)."
-    _check_positive(C=C, tol=tol, most=most)
-    X = sp.csr_matrix(X)
-    if len(sign) != X.shape[0]:
-        raise UserError(f"{X.shape[0]} rows but {len(sign)} signs: give one sign per row")
+    _check_positive(C=C, tol=tol)
+    _check_whole(1, most=most)
+    if not isinstance(seed, Integral):
+        raise UserError(f"seed must be a whole number, not {seed!r}")
+    X, sign = sp.csr_matrix(_table(X)), np.asarray(sign)
+    if sign.shape != X.shape[:1] or not np.isin(sign, (-1, 1)).all():
+        raise UserError(f"{X.shape[0]} rows but {sign.size} signs: give -1 or 1 for each row")
     state = np.uint64(88172645463325252 + 2 * (seed % 2**32) + 1)  # odd, so never zero
-    sign = np.ascontiguousarray(sign, np.float64)
-    w, alpha, passes = _dual_descent(X.data, X.indices, X.indptr, sign, X.shape[1], C, tol, most,
-                                     state)
+    w, alpha, passes = _dual_descent(X.data, X.indices, X.indptr, sign.astype(np.float64),
+                                     X.shape[1], C, tol, most, state)
     if passes > most:
         warnings.warn(f"not at tol={tol} after {most} passes: raise most or lower C",
                       ConvergenceWarning, stacklevel=2)
@@ -175,6 +208,7 @@ def linear_svm(
     seed: int = 0,  # of the order of the texts
 ):  # -> coef (k, m), intercept (k,); one row if k = 2
     "The linear SVM, one class against the rest; the optimum of scikit-learn's LinearSVC."
+    X, codes = _checked(X, codes, k)
     classes = range(1, 2) if k == 2 else range(k)
     w = np.array([dual_descent(X, np.where(codes == c, 1, -1), C, tol, seed=seed)[0]
                   for c in classes])
@@ -187,6 +221,8 @@ def interpolate(
     beta: float = 0.25,  # 0: naive Bayes; 1: the SVM
 ):  # -> w' (m,), b'
     "Between naive Bayes and the SVM (Wang and Manning 2012, section 2.3), intercept included."
+    if not isinstance(beta, Real) or not 0 <= beta <= 1:
+        raise UserError(f"beta must lie from 0 to 1, not {beta!r}")
     return (1 - beta) * np.abs(w).mean() + beta * w, beta * b
 
 
@@ -201,6 +237,8 @@ def nb_svm(
     seed: int = 0,  # of the order of the texts
 ):  # -> coef (k, m) for zeros and ones, intercept (k,); one row if k = 2
     "NB-SVM, one class against the rest; bow.ratio_model with the solver of this notebook."
+    _check_positive(alpha=alpha)
+    X, codes = _checked(sp.csr_matrix(_table(X)), codes, k)
     coefs, intercepts = [], []
     for c in range(1, 2) if k == 2 else range(k):
         r = log_count_ratio(X, codes == c, alpha)
@@ -217,8 +255,12 @@ def expected_collisions(
     m,  # number of columns
 ):  # -> n minus the expected number of columns in use
     "How many n-grams find their column taken, if the hash is as good as chance."
-    with np.errstate(divide="ignore"):
-        return n + m * np.expm1(n * np.log1p(-1 / np.asarray(m, float)))
+    n, m = np.asarray(n), np.asarray(m)
+    numbers = n.dtype.kind in "uif" and m.dtype.kind in "uif"
+    if not numbers or not (n >= 0).all() or not (m >= 1).all():
+        raise UserError(f"n must be numbers from 0 on and m from 1 on, not {n} and {m}")
+    with np.errstate(divide="ignore", invalid="ignore"):  # one column: log 0; nan if n is 0, too
+        return np.where(n > 0, n + m * np.expm1(n * np.log1p(-1 / m)), 0.0)[()]
 
 # %% ../nbs/16_linear.ipynb #54829def
 def fold_numbers(
@@ -227,9 +269,10 @@ def fold_numbers(
     seed: int = 0,  # of the shuffle
 ):  # -> (n,) int, 0 to folds - 1; classes and sizes differ by at most one between folds
     "Deal rows out to folds, each class evenly."
-    codes = np.unique(np.asarray(labels), return_inverse=True)[1]
-    if not 2 <= folds <= len(codes):
-        raise UserError(f"folds must be between 2 and the number of rows, not {folds}")
+    codes = np.unique(_labels(labels), return_inverse=True)[1]
+    _check_whole(0, seed=seed)
+    if not isinstance(folds, Integral) or not 2 <= folds <= len(codes):
+        raise UserError(f"folds must be between 2 and the number of rows, not {folds!r}")
     order = np.random.default_rng(seed).permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     fold = np.empty(len(codes), np.int64)
@@ -242,6 +285,8 @@ MODELS = {"nb": naive_bayes, "svm": linear_svm, "nbsvm": nb_svm, "logreg": logis
 
 def _hashed(texts, ngram_range, binary, vectorizer, threads):
     "Counts (n, columns in use), float32; the columns renumbered."
+    if vectorizer is not None and not hasattr(vectorizer, "transform"):
+        raise UserError(f"vectorizer must be a transformer such as HashedNgrams, not {vectorizer}")
     if vectorizer is None:
         vectorizer = HashedNgrams(n_features=2**31 - 1, threads=threads)
     X = clone(vectorizer).set_params(ngram_range=ngram_range).transform(texts).tocsr()
@@ -277,12 +322,12 @@ def cross_validate_counts(
     seed: int = 0,  # of the folds, where a number is given
 ):  # -> dict: (model, ngram_range) -> (n,) labels predicted out of fold; the fold of each row
     "k-fold predictions of several models and n-gram ranges; each range is counted once."
-    _check_positive(threads=threads)
+    _check_whole(1, threads=threads)
     texts, labels = check_texts_and_labels(texts, labels)
     classes, codes = np.unique(labels, return_inverse=True)
     fold = fold_numbers(codes, folds, seed) if np.ndim(folds) == 0 else np.asarray(folds)
     _check_folds(fold, codes)
-    fits, ranges = _fits(models), [tuple(r) for r in ngram_ranges]
+    fits, ranges = _fits(models), _ranges(ngram_ranges)
     tables = [_hashed(texts, r, binary, vectorizer, threads) for r in ranges]
     jobs = list(itertools.product(range(len(ranges)), np.unique(fold)))
 
@@ -300,11 +345,21 @@ def cross_validate_counts(
 # %% ../nbs/16_linear.ipynb #bdbf89e6
 def _fits(models):
     "Names or functions -> dict of functions."
-    if isinstance(models, dict):
+    if isinstance(models, dict) and models and all(map(callable, models.values())):
         return models
-    if isinstance(models, str) or not set(models) <= set(MODELS):
-        raise UserError(f"models must be a list of {', '.join(MODELS)}, or a dict, not {models!r}")
+    if not isinstance(models, (list, tuple)) or not models or not all(m in MODELS for m in models):
+        raise UserError(f"models must be a list of {', '.join(MODELS)}, or a dict of functions, "
+                        f"not {models!r}")
     return {name: MODELS[name] for name in models}
+
+
+def _ranges(given):
+    pairs = given if isinstance(given, (list, tuple)) and len(given) else [None]
+    for one in pairs:
+        if not isinstance(one, (list, tuple)) or not all(isinstance(n, Integral) for n in one):
+            raise UserError("ngram_ranges must be a list of pairs (shortest, longest), such as "
+                            f"[(1, 2)], not {given!r}")
+    return [tuple(one) for one in pairs]
 
 
 def _check_folds(fold, codes):

@@ -7,6 +7,9 @@ __all__ = ['POOLINGS', 'KINDS', 'RATES', 'DeepAveraging', 'ConvMaxOverTime', 'rn
            'lstm_backward', 'Recurrent', 'make_net', 'NumberedTexts', 'number_texts', 'NeuralTextClassifier']
 
 # %% ../nbs/19_sequences.ipynb #14e1c684
+from numbers import Integral, Real
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -204,6 +207,9 @@ def make_net(
     pooling: str = "last",  # one of POOLINGS, for the recurrent kinds
 ) -> torch.nn.Module:  # (B, L) symbols -> (B, classes) logits
     "One of the four networks by its name."
+    if kind not in KINDS or pooling not in POOLINGS:
+        raise UserError(f"kind must be one of {', '.join(KINDS)} and pooling one of "
+                        f"{', '.join(POOLINGS)}, not {kind!r} and {pooling!r}")
     made = {"dan": DeepAveraging, "cnn": ConvMaxOverTime, "rnn": Recurrent, "lstm": Recurrent}
     more = dict(cell=kind.upper(), pooling=pooling) if made[kind] is Recurrent else {}
     return made[kind](*sizes, **more)
@@ -233,12 +239,20 @@ class NumberedTexts:
         return torch.from_numpy(x), self.labels[rows]
 
 # %% ../nbs/19_sequences.ipynb #e158944c
+def _is_whole(value, optional):
+    return (optional and value is None) or (isinstance(value, Integral) and value >= 1)
+
+
 def number_texts(
     texts,  # list of n strings
     words,  # known words; None: read UTF-8 bytes
     max_length: int,  # words or bytes read of each text
 ):  # -> numbers of all texts in a row; how many of each, (n,)
     "Texts as numbers: 1 is an unknown word and words count from 2; or bytes, from 1."
+    if not _is_whole(max_length, optional=False):
+        raise UserError(f"max_length must be a whole number from 1 on, not {max_length!r}")
+    if not (isinstance(texts, list) and not texts):  # none may be held back
+        texts = check_texts(texts)
     if words is None:
         return encode(texts, None, max_length)
     ids, offsets = word_ids(texts, words)
@@ -248,18 +262,22 @@ def number_texts(
 # %% ../nbs/19_sequences.ipynb #acfce2ce
 def _check_settings(one):
     "Raise UserError for settings that cannot work."
-    whole = ("dim", "width", "min_count", "epochs", "batch_size", "max_length")
-    small = [k for k in whole if getattr(one, k) is not None and getattr(one, k) < 1]
+    whole = "dim width min_count batch_size epochs max_length patience threads".split()
+    small = [k for k in whole if not _is_whole(getattr(one, k), optional=k in whole[4:])]
+    shares = (one.dropout, one.word_dropout, one.validation)
     known = one.vectors is None or all(hasattr(one.vectors, k) for k in ("words", "vectors"))
     rules = {
         f"kind must be one of {', '.join(KINDS)}, not {one.kind!r}": one.kind in KINDS,
-        f"pooling must be 'last' or 'max', not {one.pooling!r}": one.pooling in POOLINGS,
+        f"pooling must be 'last' or 'max', not {one.pooling!r}": one.pooling in tuple(POOLINGS),
         f"unit must be 'word' or 'byte', not {one.unit!r}": one.unit in ("word", "byte"),
-        f"{', '.join(small)} must be at least 1": not small,
+        f"{', '.join(small)} must be at least 1, and whole": not small,
+        f"lr must be a positive number or None, not {one.lr!r}": one.lr is None or (
+            isinstance(one.lr, Real) and 0 < one.lr < np.inf
+        ),
         "vectors must be None or a fitted SkipGram": known,
         "vectors belong to words: use unit='word'": one.vectors is None or one.unit == "word",
         "dropout, word_dropout and validation are shares from 0 up to 1, without 1": all(
-            0 <= share < 1 for share in (one.dropout, one.word_dropout, one.validation)
+            isinstance(share, Real) and 0 <= share < 1 for share in shares
         ),
     }
     broken = [message for message, holds in rules.items() if not holds]
@@ -330,9 +348,15 @@ def _probabilities(one, texts) -> np.ndarray:  # (n, classes), rows that sum to 
         return softmax(batched_logits(one.net_, _numbered(one, check_texts(texts))), axis=1)
 
 
+def _check_folder(folder):
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise UserError(f"a folder is needed, as a string or a Path, not {folder!r}")
+
+
 def _save(one, folder):
     "Write the classifier's two files; given vectors are part of the net by now."
     check_is_fitted(one)
+    _check_folder(folder)
     save_net(one, folder, one.get_params() | {"vectors": None}, words=one.words_)
 
 
@@ -372,6 +396,7 @@ class NeuralTextClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
+        _check_folder(folder)
         return _measured(load_net(cls, folder, device, _restored_net))
 
     def __sklearn_tags__(self):

@@ -8,15 +8,17 @@ __all__ = ['distance_weights', 'cooccurrences', 'texts_of', 'frequent_words', 'p
            'decoded', 'analogy_questions', 'word_tests']
 
 # %% ../nbs/18_similarity.ipynb #b4724f0c
+from numbers import Integral, Real
+
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, issparse
 from scipy.sparse.linalg import svds
 from scipy.stats import rankdata
 
 from .core import UserError
 from .data import load, load_table
 from .metrics import bootstrap_interval
-from .text import compiled
+from .text import check_texts, compiled
 from .vectors import count_words, without_unknown
 
 # %% ../nbs/18_similarity.ipynb #341deb05
@@ -59,11 +61,22 @@ def distance_weights(
     kind: str = "falling",  # "flat", "falling" (word2vec) or "harmonic" (GloVe)
 ):  # -> float64 (window,): for distances 1, 2, ...
     "What a meeting at each distance counts (Levy et al. 2015)."
+    if not isinstance(window, Integral) or window < 1:
+        raise UserError(f"window must be a whole number from 1 on, not {window!r}")
     d = np.arange(1, window + 1)
     kinds = {"flat": d / d, "falling": (window + 1 - d) / window, "harmonic": 1 / d}
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"kind must be one of {', '.join(kinds)}, not {kind!r}")
     return kinds[kind]
+
+# %% ../nbs/18_similarity.ipynb #ad1ef022
+def _row(given, name):
+    "One-dimensional numbers: int64, or float64 for weights; UserError for anything else."
+    row, whole = np.asarray(given), name != "weights"
+    if row.ndim != 1 or len(row) and row.dtype.kind not in ("ui" if whole else "uif"):
+        raise UserError(f"{name} must be one row of {'whole ' * whole}numbers, not {row.dtype} of "
+                        f"shape {row.shape}")
+    return row.astype(np.int64 if whole else np.float64)
 
 
 def cooccurrences(
@@ -73,10 +86,17 @@ def cooccurrences(
     weights,  # (window,): as from distance_weights
 ):  # -> csr_matrix (n_words, n_words), symmetric, float64
     "How often words stand near each other within a text, weighted by distance."
-    ids, offsets = np.asarray(ids, np.int32), np.asarray(offsets, np.int64)
+    ids, offsets, weights = (_row(*given) for given in ((ids, "ids"), (offsets, "offsets"),
+                                                        (weights, "weights")))
+    if not isinstance(n_words, Integral) or not 1 <= n_words < 2**31:
+        raise UserError(f"n_words must be a whole number from 1 on, not {n_words!r}")
     if len(ids) and not 0 <= ids.min() <= ids.max() < n_words:
         raise UserError(f"word numbers must lie from 0 to {n_words - 1}: leave unknown words out")
-    keys, sums = _count_pairs(ids, offsets, n_words, np.asarray(weights, np.float64))
+    if not len(offsets) or offsets[0] or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
+        raise UserError(f"offsets must rise from 0 to {len(ids)}, the number of ids")
+    if not len(weights) or not (weights >= 0).all():
+        raise UserError("weights must be one or more numbers, none negative: see distance_weights")
+    keys, sums = _count_pairs(ids.astype(np.int32), offsets, n_words, weights)
     half = csr_matrix((sums, (keys // n_words, keys % n_words)), (n_words, n_words))
     return (half + half.T).tocsr()
 
@@ -86,6 +106,8 @@ def texts_of(
     limit: int = 0,  # at most so many texts in all; 0: all
 ) -> list[str]:
     "The distinct texts of several sets, in order of first appearance."
+    if not isinstance(names, (list, tuple)) or not isinstance(limit, Integral) or limit < 0:
+        raise UserError("texts_of takes a list of names of sets, and a limit of 0 or more")
     texts = dict.fromkeys(text for name in names for text in load(name).texts)
     return list(texts)[: limit or None]
 
@@ -95,7 +117,9 @@ def frequent_words(
     min_count: int = 5,
 ):  # -> ids: int32, offsets: int64 (n + 1,), words: list of str, most frequent first
     "The words of texts as numbers; rarer words are left out."
-    ids, offsets, words = count_words(texts)
+    if not isinstance(min_count, Integral):
+        raise UserError(f"min_count must be a whole number, not {min_count!r}")
+    ids, offsets, words = count_words(check_texts(texts))
     counts = np.bincount(ids, minlength=len(words))
     order = np.argsort(-counts, kind="stable")
     order = order[counts[order] >= min_count]
@@ -106,16 +130,31 @@ def frequent_words(
     return *without_unknown(number[ids], offsets), [words[i] for i in order]
 
 # %% ../nbs/18_similarity.ipynb #91ca74ec
+def _numbers(table, name, rows=None):
+    "A sparse or dense table of finite numbers; UserError for anything else."
+    table = table.tocsr() if issparse(table) else np.asarray(table)
+    if table.ndim != 2 or table.dtype.kind not in "buif":
+        raise UserError(f"{name} must be a table of numbers, not {table.dtype} of {table.shape}")
+    if not np.isfinite(table.data if issparse(table) else table).all():
+        raise UserError(f"{name} holds numbers that are not finite")
+    if rows is not None and table.shape[0] != rows:
+        raise UserError(f"{rows} words but {table.shape[0]} rows of {name}: give one row per word")
+    return table
+
+
 def ppmi(
     counts,  # sparse (V, C): how often word and context meet
     alpha: float = 0.75,  # smoothing of the contexts; 1: none
     shift: float = 1.0,  # k of skip-gram's negatives; 1: none
 ):  # -> csr_matrix (V, C) without negative entries, zeros not stored
     "Positive pointwise mutual information, natural logarithm (Levy et al. 2015)."
-    counts = csr_matrix(counts, dtype=np.float64, copy=True)
+    counts = csr_matrix(_numbers(counts, "counts"), dtype=np.float64, copy=True)
     counts.eliminate_zeros()
-    if counts.nnz == 0 or counts.data.min() < 0 or shift <= 0:
-        raise UserError("ppmi needs some counts, none negative, and a positive shift")
+    if counts.nnz == 0 or counts.data.min() < 0:
+        raise UserError("ppmi needs some counts, none negative")
+    for name, value in (("alpha", alpha), ("shift", shift)):
+        if not isinstance(value, Real) or not 0 < value < np.inf:
+            raise UserError(f"{name} must be a positive number, not {value!r}")
     row, column = counts.sum(axis=1), np.asarray(counts.sum(axis=0)).ravel() ** alpha
     each_w = np.repeat(np.asarray(row).ravel(), np.diff(counts.indptr))
     each_c = column[counts.indices] / column.sum()
@@ -131,8 +170,11 @@ def svd_vectors(
     seed: int = 0,  # of the first direction that the solver tries
 ):  # -> float64 (V, dim), strongest direction first; signs as in the solver
     "Rows of U Σ**power from a truncated singular value decomposition (Levy et al. 2015)."
-    if not 0 < dim < min(matrix.shape):
-        raise UserError(f"dim must lie from 1 to {min(matrix.shape) - 1}, not {dim}")
+    matrix = _numbers(matrix, "matrix")
+    if not isinstance(dim, Integral) or not 0 < dim < min(matrix.shape):
+        raise UserError(f"dim must lie from 1 to {min(matrix.shape) - 1}, not {dim!r}")
+    if not isinstance(power, Real) or not 0 <= power <= 1 or not (matrix != 0).sum():
+        raise UserError("svd_vectors needs a power from 0 to 1 and a matrix that is not all zeros")
     start = np.random.default_rng(seed).normal(size=min(matrix.shape))
     u, s, _ = svds(matrix.astype(np.float64), k=dim, v0=start, return_singular_vectors="u")
     order = np.argsort(-s)
@@ -145,6 +187,9 @@ def character_ngrams(
     most: int = 6,
 ) -> list[str]:
     "Pieces of `<word>` of `least` to `most` characters, with repetitions (Bojanowski et al. 2017)."
+    whole = isinstance(least, Integral) and isinstance(most, Integral)
+    if not isinstance(word, str) or not whole or not 1 <= least <= most:
+        raise UserError("a word is needed, and sizes with 1 <= least <= most")
     marked = f"<{word}>"
     sizes = range(least, most + 1)
     return [marked[i : i + n] for n in sizes for i in range(len(marked) - n + 1)]
@@ -154,8 +199,8 @@ def _piece_means(words, number):
     "Sparse (words, pieces): each word's share of each known piece; a row without pieces is empty."
     found = [[number[g] for g in character_ngrams(w) if g in number] for w in words]
     rows = np.repeat(np.arange(len(words)), [len(f) for f in found])
-    shares = np.concatenate([np.full(len(f), 1 / max(1, len(f))) for f in found])
-    columns = np.concatenate(found).astype(np.int64)
+    shares = [1 / len(f) for f in found for _ in f]
+    columns = [g for f in found for g in f]
     return csr_matrix((shares, (rows, columns)), (len(words), len(number)))
 
 
@@ -166,6 +211,10 @@ def subword_vectors(
     penalty: float = 0.1,  # on the squared length of the pieces' vectors, as ridge regression
 ):  # -> (m, dim); zeros for a word without a known piece
     "Vectors for unseen words: means of piece vectors that reproduce the known words' vectors."
+    words, unseen = check_texts(words), check_texts(unseen)
+    vectors = _numbers(vectors, "vectors", len(words))
+    if not isinstance(penalty, Real) or not 0 < penalty < np.inf:
+        raise UserError(f"penalty must be a positive number, not {penalty!r}")
     pieces = dict.fromkeys(g for w in words for g in character_ngrams(w))
     number = {g: i for i, g in enumerate(pieces)}
     A, B = _piece_means(words, number), _piece_means(unseen, number)
@@ -193,6 +242,14 @@ def _rank_correlation(x, y):  # (..., n) each -> (...)
                      where=lengths > 0)
 
 
+def _tuples(rows, width, name):
+    "rows as a list, if each is a list or tuple of `width` entries."
+    rows = list(rows) if isinstance(rows, (list, tuple)) else [None]
+    if not all(isinstance(row, (list, tuple)) and len(row) == width for row in rows):
+        raise UserError(f"{name} must be a list of tuples with {width} entries each")
+    return rows
+
+
 def _unit_rows(vectors):
     vectors = np.asarray(vectors, np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -207,8 +264,13 @@ def spearman_similarity(
     rng=0,  # numpy Generator, or a seed for one
 ) -> dict:  # spearman, covered, pairs; with resamples also low and high (95 %)
     "Rank correlation of cosines and human scores over the pairs whose two words have vectors."
-    index = {word: i for i, word in enumerate(words)}
+    index = {word: i for i, word in enumerate(check_texts(words))}
+    vectors, pairs = _numbers(vectors, "vectors", len(words)), _tuples(pairs, 3, "pairs")
     asked = [(index[a], index[b], s) for a, b, s in pairs if a in index and b in index]
+    if not isinstance(resamples, Integral) or resamples < 0:
+        raise UserError(f"resamples must be a whole number from 0 on, not {resamples!r}")
+    if not all(isinstance(s, Real) and np.isfinite(s) for *_, s in asked):
+        raise UserError("the third entry of a pair must be a finite number, its score")
     if len(asked) < 3:
         raise UserError(f"only {len(asked)} of {len(pairs)} pairs have vectors: give more text")
     i, j, scores = (np.array(column) for column in zip(*asked, strict=True))
@@ -241,7 +303,9 @@ def analogies(
     "Share of right answers over the questions whose four words have vectors."
     if method not in ("add", "mul"):
         raise UserError(f"method must be 'add' or 'mul', not {method!r}")
-    index = {word: i for i, word in enumerate(words)}
+    index = {word: i for i, word in enumerate(check_texts(words))}
+    vectors = _numbers(vectors, "vectors", len(words))
+    questions = _tuples(questions, 4, "questions")
     known = [[index[w] for w in q] for q in questions if all(w in index for w in q)]
     if not known:
         raise UserError(f"none of {len(questions)} questions has vectors: give more text")
@@ -267,13 +331,16 @@ def chinese_words(
     import jieba
 
     jieba.setLogLevel(logging.ERROR)
-    return [[w for w in jieba.cut(text) if any(ch.isalnum() for ch in w)] for text in texts]
+    cut = map(jieba.lcut, check_texts(texts))
+    return [[w for w in words if any(ch.isalnum() for ch in w)] for words in cut]
 
 
 def coded(
     token_lists,  # one list of strings for each text
 ) -> tuple[list[str], list[str]]:  # texts of `w0 w1 ...`, and the word that each number stands for
     "Texts in which every token is written as a number, for readers with a tokenizer of their own."
+    if not all(isinstance(tokens, (list, tuple)) for tokens in token_lists):
+        raise UserError("coded takes a list of tokens for each text, as from chinese_words")
     number = {}
     texts = [" ".join(f"w{number.setdefault(w, len(number))}" for w in tokens)
              for tokens in token_lists]

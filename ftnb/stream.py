@@ -6,6 +6,7 @@
 __all__ = ['StreamClassifier', 'progressive', 'read_chunks']
 
 # %% ../nbs/17_stream.ipynb #625010ef
+import codecs
 import contextlib
 import csv
 import gzip
@@ -15,6 +16,7 @@ import json
 import logging
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -163,12 +165,17 @@ def _hashed(model, texts):
 
 
 def _check_stream(model):
+    for name in ("n_features", "dim", "epochs", "threads"):
+        if not isinstance(getattr(model, name), Integral):
+            raise UserError(f"{name} must be a whole number, not {getattr(model, name)!r}")
+    if not all(isinstance(n, Integral) for n in np.ravel(model.ngram_range).tolist()):
+        raise UserError(f"ngram_range must be two whole numbers, not {model.ngram_range!r}")
     _check_ngrams(model.ngram_range, model.n_features, model.analyzer, model.threads)
-    if int(model.dim) < 0 or int(model.epochs) < 1:
+    if model.dim < 0 or model.epochs < 1:
         raise UserError(f"dim must be 0 or more and epochs 1 or more, not {model.dim} and "
                         f"{model.epochs}")
-    if model.rate is not None and not 0 < model.rate < np.inf:
-        raise UserError(f"rate must be positive or None, not {model.rate}")
+    if model.rate is not None and not (isinstance(model.rate, Real) and 0 < model.rate < np.inf):
+        raise UserError(f"rate must be a positive number or None, not {model.rate!r}")
 
 
 def _begin(model, classes, random):
@@ -236,6 +243,12 @@ def _classes(model, classes):
     return given
 
 # %% ../nbs/17_stream.ipynb #2adc46c2
+def _path(given):
+    if not isinstance(given, (str, Path)) or not str(given):
+        raise UserError(f"a path is needed, as a string or a Path, not {given!r}")
+    return Path(given).expanduser()
+
+
 def _save(model, folder):
     "The arrays as safetensors, the rest as JSON; nothing is pickled."
     table, output = _state(model)
@@ -290,12 +303,12 @@ class _StreamAnswers:
 
     def save_pretrained(self, folder):
         "Write model.safetensors and config.json into `folder`; learning can go on after loading."
-        _save(self, Path(folder))
+        _save(self, _path(folder))
 
     @classmethod
     def from_pretrained(cls, folder):
         "Read what save_pretrained wrote. Raises UserError if it is missing or damaged."
-        return _load(cls, Path(folder))
+        return _load(cls, _path(folder))
 
     def __sklearn_tags__(self):
         return _text_tags(super().__sklearn_tags__())
@@ -454,24 +467,25 @@ def _pairs(path, columns, encoding, errors, delimiter, quoted):  # yields (text,
                 yield row.get(text), row.get(label)
             return
         rows = _csv_rows(file, path.name, delimiter, quoted)
-        header = next(rows)
-        at, to = header.index(text), header.index(label)
+        at, to = map(next(rows).index, columns)
         for row in rows:
             yield row[at], row[to]
 
 
 def _chunks(pairs, rows, name):
     "Lists of at most `rows` texts and labels; rows that lack either are counted and left out."
-    left_out = 0
+    left_out = found = 0
     while some := list(itertools.islice(pairs, rows)):
         pieces = [(_as_text(text), _as_text(label).strip()) for text, label in some]
         whole = [(text, label) for text, label in pieces if text.strip() and label not in _MISSING]
-        left_out += len(some) - len(whole)
+        left_out, found = left_out + len(some) - len(whole), found + len(whole)
         if whole:
             yield [text for text, _ in whole], [label for _, label in whole]
     if left_out:
         logging.getLogger("ftnb").warning("%s: %s rows without text or label left out", name,
                                           f"{left_out:,}")
+    if not found:
+        raise UserError(f"{name} has no row with a text and a label; it needs a header and rows")
 
 # %% ../nbs/17_stream.ipynb #017bbacf
 def read_chunks(
@@ -485,12 +499,15 @@ def read_chunks(
     quoted: bool = True,  # False: a quote is a character like any other
 ):  # -> iterator of (texts, labels), two lists of strings
     "Read a table of any length piece by piece. Raises UserError with the line that is wrong."
-    path = Path(path).expanduser()
-    if rows < 1:
-        raise UserError(f"rows must be 1 or more, not {rows}")
+    path = _path(path)
+    if not isinstance(rows, Integral) or rows < 1:
+        raise UserError(f"rows must be a whole number, 1 or more, not {rows!r}")
+    if not isinstance(errors, str) or not isinstance(encoding, (str, type(None))):
+        raise UserError("encoding and errors must be names, such as 'utf-8' and 'replace'")
     kind, raw, delimiter = _kind(path), _sample(path), None
     encoding = encoding or detect_encoding(raw)
     with _explained(path):
+        codecs.lookup_error(errors)  # an unknown name is told now, not at the first bad byte
         sample = raw.decode(encoding, "replace")
         file = io.StringIO(sample, newline="")
         if kind == "json":

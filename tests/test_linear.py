@@ -134,6 +134,44 @@ def test_bad_numbers_are_refused(bad):
         dual_descent(X, np.ones(3))
 
 
+@pytest.mark.parametrize("bad", [None, "1", [1], np.nan, 0, -1])
+def test_a_number_that_is_none_is_refused(bad):
+    X, codes = table(7)
+    for call in (lambda: logistic_regression(X, codes, 2, C=bad),
+                 lambda: nb_svm(X, codes, 2, C=bad), lambda: nb_svm(X, codes, 2, alpha=bad),
+                 lambda: linear_svm(X, codes, bad), lambda: fold_numbers(codes, bad)):
+        with pytest.raises(UserError) as told:
+            call()
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("fit", [logistic_regression, linear_svm, nb_svm])
+def test_codes_that_no_solver_could_use_are_refused(fit):
+    "They used to give a model of the intercept alone, without a word."
+    X, codes = table(8)
+    for bad in (None, [], codes[:-1], codes + 1, codes - 1, codes.astype(str), codes + 0.5):
+        with pytest.raises(UserError, match="codes"):
+            fit(X, bad, 2)
+    holed = X.astype(float).toarray()
+    holed[0, 0] = np.nan
+    for bad in (None, "abc", holed, [["a"]]):
+        with pytest.raises(UserError, match="X "):
+            fit(bad, codes, 2)
+    np.testing.assert_allclose(fit(X.toarray(), codes, 2)[0], fit(X, codes, 2)[0], atol=1e-2)
+
+
+def test_signs_and_beta_are_checked():
+    X, codes = table(9)
+    with pytest.raises(UserError, match="-1 or 1"):
+        dual_descent(X, codes)
+    for bad in (None, "1", -0.1, 1.1, np.nan):
+        with pytest.raises(UserError, match="beta"):
+            interpolate(np.ones(3), 1.0, bad)
+    for n, m in ((None, 4), ("1", 4), (-1, 4), (1, 0), (1, "4"), (np.nan, 4), (1, [4, 0])):
+        with pytest.raises(UserError, match="numbers from 0"):
+            expected_collisions(n, m)
+
+
 @pytest.mark.parametrize("k", [2, 4])
 @pytest.mark.parametrize("beta", [0.0, 0.25, 1.0])
 def test_nb_svm_equals_ratio_model(k, beta):

@@ -259,3 +259,21 @@ def test_the_average_reads_questions(mirror):
     model = NeuralTextClassifier("dan", epochs=6, random_state=0, threads=1)
     model.fit(train.texts, train.labels)
     assert np.mean(model.predict(test.texts) == test.labels) > 0.7
+
+
+@pytest.mark.parametrize("name", ["dim", "width", "min_count", "epochs", "batch_size", "max_length",
+                                  "patience", "threads", "dropout", "validation", "lr"])
+@pytest.mark.parametrize("bad", ["4", [1], -1, 1j])
+def test_settings_of_the_wrong_kind_are_refused(name, bad):
+    with pytest.raises(UserError, match=name) as told:
+        tiny(**{name: bad}).fit(TEXTS, LABELS)
+    assert "\n" not in str(told.value)
+
+
+def test_no_folder_and_no_such_net():
+    for bad in (None, 3, ""):
+        with pytest.raises(UserError, match="folder"):
+            NeuralTextClassifier.from_pretrained(bad)
+    for bad in (dict(kind=None), dict(kind="gru"), dict(kind="rnn", pooling="mean")):
+        with pytest.raises(UserError, match="kind must be"):
+            make_net(bad.pop("kind"), 9, 3, 4, 5, 0.0, 0.0, **bad)

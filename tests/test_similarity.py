@@ -225,3 +225,35 @@ def test_vectors_of_public_text_know_something(mirror):
     for vectors, least in ((svd_vectors(table, 50), 0.15), (model.vectors, 0.1)):
         got = word_tests(words, vectors, {"men": similarity_pairs("men")}, {})["men"]
         assert got["score"] > least and got["low"] > 0 and got["covered"] > 500
+
+
+@pytest.mark.parametrize("offsets", [[0, 9], [4, 0], [-3, 4], [1, 4], [0, 3, 2, 4], [], [[0, 4]]])
+def test_offsets_outside_the_words_are_refused(offsets):
+    "The compiled loop would read whatever lies behind the array."
+    with pytest.raises(UserError, match="offsets"):
+        cooccurrences([0, 1, 2, 1], offsets, 3, [1.0])
+
+
+@pytest.mark.parametrize("bad", [None, "abc", [], [1, 2], np.eye(2), np.full((3, 3), np.nan)])
+def test_vectors_that_cannot_be_compared_are_refused(bad):
+    "With vectors of NaN every answer was word 0, and a question about it was counted as right."
+    words, pairs = ["row", "col", "dog"], [("row", "col", 1), ("row", "dog", 2), ("col", "dog", 3)]
+    for call in (lambda: analogies(words, bad, [("row", "col", "dog", "row")]),
+                 lambda: spearman_similarity(words, bad, pairs),
+                 lambda: subword_vectors(words, bad, ["rows"])):
+        with pytest.raises(UserError, match="vectors"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [None, "2", 0, -1, np.nan])
+def test_settings_of_the_wrong_kind_are_refused(bad):
+    table = np.arange(9.0).reshape(3, 3)
+    for call in (lambda: distance_weights(bad), lambda: ppmi(table, bad),
+                 lambda: ppmi(table, 1, bad), lambda: svd_vectors(table, bad),
+                 lambda: character_ngrams("row", bad),
+                 lambda: cooccurrences([0], [0, 1], 2, [bad])):
+        if bad == 0 and call.__code__.co_names[:1] == ("cooccurrences",):
+            continue  # a weight may be zero
+        with pytest.raises(UserError) as told:
+            call()
+        assert "\n" not in str(told.value)

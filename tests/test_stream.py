@@ -377,3 +377,27 @@ def test_one_pass_over_ag_news_is_as_good_as_a_batch_of_naive_bayes(mirror):
     batch = MultinomialNB().fit(counts(train.texts), train.labels)
     theirs = np.mean(batch.predict(counts(valid.texts)) == valid.labels)
     assert model.score(valid.texts, valid.labels) > theirs - 0.01
+
+
+@pytest.mark.parametrize("name", ["n_features", "dim", "epochs", "threads", "rate", "ngram_range"])
+@pytest.mark.parametrize("bad", ["1", 1.5j, [1.5], ("1", "2")])
+def test_settings_of_the_wrong_kind_are_refused(name, bad):
+    for way in ("fit", "partial_fit"):
+        model = StreamClassifier(**{"n_features": 16, name: bad})
+        more = (["x", "y"],) if way == "partial_fit" else ()
+        with pytest.raises(UserError, match=name) as told:
+            getattr(model, way)(["a b", "b c"], ["x", "y"], *more)
+        assert "\n" not in str(told.value)
+
+
+def test_what_is_no_path_or_has_no_rows_is_refused(tmp_path):
+    for bad in (None, 3, "", ["a.csv"]):
+        for call in (read_chunks, StreamClassifier.from_pretrained):
+            with pytest.raises(UserError, match="path"):
+                call(bad)
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with pytest.raises(UserError, match="no row"):
+        list(read_chunks(tmp_path / "a.csv"))
+    for wrong in (dict(rows="9"), dict(rows=1.5), dict(errors="klingon"), dict(encoding=5)):
+        with pytest.raises(UserError):
+            read_chunks(tmp_path / "a.csv", **wrong)
