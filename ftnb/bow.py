@@ -10,6 +10,7 @@ __all__ = ['HashedNgrams', 'idf_weights', 'weigh', 'naive_bayes', 'log_count_rat
 import itertools
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 
 import numpy as np
 import scipy.sparse as sp
@@ -41,7 +42,7 @@ def _ascii_bytes(table):
     "What the packed text has for each byte below 128: itself in a word, else a space."
     return np.where(table[:128] == 1, np.arange(128), 32).astype(np.uint8)
 
-# %% ../nbs/11_bow.ipynb #ade7f63a
+
 @compiled
 def _pack_ascii(buffer, start, end, ascii_bytes, packed, stop, at, k):
     "Pack a text of bytes below 128: the next place in packed, in stop, and whether a word is open."
@@ -77,7 +78,7 @@ def _pack_unicode(buffer, start, end, table, packed, stop, at, k):
         i += np.uint64(width)
     return at, k, inside
 
-
+# %% ../nbs/11_bow.ipynb #9806dbae
 @compiled
 def _is_ascii(raw):
     bits = np.uint8(0)
@@ -104,8 +105,6 @@ def _pack_words(buffer, offsets, table, ascii_bytes):
             at, k = at + _1, k + _1
         first[d + 1] = k - _1
     return packed, stop[:k], first
-
-
 
 # %% ../nbs/11_bow.ipynb #90e68a7a
 @compiled
@@ -238,21 +237,12 @@ def _hash_all(packed, stop, gap, low, high):
 
 # %% ../nbs/11_bow.ipynb #eb2ed511
 @compiled
-def _slots_for(n):
-    "A power of two, at least eight times as many slots as entries: most are found at once."
+def _slots_for(ngrams):
+    "A power of two, at least eight times as many slots as n-grams: most are found at once."
     size = 128
-    while size < 8 * n:
+    while size < 8 * ngrams:
         size *= 2
     return size
-
-
-@compiled
-def _ngrams(units, low, high):
-    "How many n-grams a text of some units has, for n from low to high."
-    total = 0
-    for n in range(low, high + 1):
-        total += max(units - n + 1, 0)
-    return total
 
 
 @compiled
@@ -262,8 +252,7 @@ def _count(hashes, first, low, n_features, signed, indices, data, k, slots, leng
     power_of_two = n & (n - _1) == 0
     for d in range(len(first) - 1):
         row = k
-        ngrams = _ngrams(first[d + 1] - first[d], low, low + len(hashes) - 1)
-        mask = np.uint64(_slots_for(ngrams) - 1)
+        mask = np.uint64(_slots_for(len(hashes) * (first[d + 1] - first[d])) - 1)
         for s in range(first[d], first[d + 1]):
             for j in range(min(len(hashes), first[d + 1] - s - low + 1)):
                 h = np.int64(hashes[j, s])
@@ -310,8 +299,9 @@ def _count_tiles(buffer, offsets, analyzer, table, ascii_bytes, low, high, n_fea
         need = (top - low + 1) * (len(stop) - 1)
         if k + need > len(indices):
             return d, need
-        if _slots_for(_ngrams(longest, low, top)) > len(slots):
-            slots = np.full(_slots_for(_ngrams(longest, low, top)), -1, np.int32)
+        enough = _slots_for((top - low + 1) * longest)
+        if enough > len(slots):
+            slots = np.full(enough, -1, np.int32)
         hashes = _hash_all(packed, stop, 1 if analyzer == 0 else 0, low, top)
         k = _count(hashes, first, low, n_features, signed, indices, data, k, slots, lengths[d:end])
         d = end
@@ -338,6 +328,12 @@ class _Rows:
         self.used += int(lengths.sum())
         self.lengths.append(lengths)
 
+    def extend(self, other):
+        "Append the entries of other rows."
+        for place, found in zip(self.room(other.used), (other.indices, other.data), strict=True):
+            place[: other.used] = found[: other.used]
+        self.add(np.concatenate(other.lengths))
+
 
 def _count_chunk(rows, texts, sizes, analyzer, lowercase, *settings):
     "Append the hashed n-gram counts of some texts (of so many characters each) to rows."
@@ -351,8 +347,6 @@ def _count_chunk(rows, texts, sizes, analyzer, lowercase, *settings):
                                   *rows.room(need), lengths)  # fmt: skip
         rows.add(lengths[:done])
         offsets = offsets[done:]
-
-
 
 # %% ../nbs/11_bow.ipynb #16146c8d
 _CHUNK = 2**20  # characters that are encoded at a time: the rest of the memory is the result's
@@ -371,12 +365,28 @@ def _count_group(rows, texts, sizes, bounds, settings):
         _count_chunk(rows, texts[a:b], sizes[a:b], *settings)
 
 
-def _append(rows, other):
-    for place, found in zip(rows.room(other.used), (other.indices, other.data), strict=True):
-        place[: other.used] = found[: other.used]
-    rows.add(np.concatenate(other.lengths))
+def _text_tags(tags, requires_fit=True):
+    "Tell scikit-learn that the input is a list of strings."
+    tags.input_tags.string, tags.input_tags.two_d_array = True, False
+    tags.requires_fit = requires_fit
+    return tags
 
 
+def _check_ngrams(ngram_range, n_features, analyzer, threads, norm=None):
+    whole = lambda *numbers: all(isinstance(n, Integral) for n in numbers)  # noqa: E731
+    low_high = tuple(ngram_range) if isinstance(ngram_range, (tuple, list)) else ()
+    if len(low_high) != 2 or not whole(*low_high) or not 1 <= low_high[0] <= low_high[1]:
+        raise UserError(f"ngram_range must be (low, high), 1 <= low <= high, not {ngram_range!r}")
+    if not whole(n_features) or not 1 <= n_features < 2**31:
+        raise UserError(f"n_features must be between 1 and 2**31 - 1, not {n_features!r}")
+    if analyzer not in ("word", "char", "byte"):
+        raise UserError(f"analyzer must be word, char or byte, not {analyzer!r}")
+    if not whole(threads) or threads < 1:
+        raise UserError(f"threads must be at least 1, not {threads!r}")
+    if norm not in (None, "l1", "l2"):
+        raise UserError(f"norm must be None, 'l1' or 'l2', not {norm!r}")
+
+# %% ../nbs/11_bow.ipynb #c638799d
 def _count_all(texts, threads, *settings):
     "Columns, values and row pointers of all texts, in chunks, by `threads` threads."
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
@@ -393,35 +403,12 @@ def _count_all(texts, threads, *settings):
             one.result()
     first, *others = rows
     for other in others:
-        _append(first, other)
+        first.extend(other)
     kind = np.int32 if first.used < 2**31 else np.int64
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(first.lengths))]).astype(kind)
     for array in (first.indices, first.data):
         array.resize(first.used, refcheck=False)  # gives back what was not needed
     return first.data, first.indices.astype(kind, copy=False), indptr
-
-
-
-# %% ../nbs/11_bow.ipynb #c638799d
-def _text_tags(tags, requires_fit=True):
-    "Tell scikit-learn that the input is a list of strings."
-    tags.input_tags.string, tags.input_tags.two_d_array = True, False
-    tags.requires_fit = requires_fit
-    return tags
-
-
-def _check_ngrams(ngram_range, n_features, analyzer, threads, norm=None):
-    low_high = tuple(ngram_range) if isinstance(ngram_range, (tuple, list)) else ()
-    if len(low_high) != 2 or not 1 <= low_high[0] <= low_high[1]:
-        raise UserError(f"ngram_range must be (low, high), 1 <= low <= high, not {ngram_range!r}")
-    if not 1 <= n_features < 2**31:
-        raise UserError(f"n_features must be between 1 and 2**31 - 1, not {n_features}")
-    if analyzer not in ("word", "char", "byte"):
-        raise UserError(f"analyzer must be word, char or byte, not {analyzer!r}")
-    if threads < 1:
-        raise UserError(f"threads must be at least 1, not {threads}")
-    if norm not in (None, "l1", "l2"):
-        raise UserError(f"norm must be None, 'l1' or 'l2', not {norm!r}")
 
 # %% ../nbs/11_bow.ipynb #e8deb521
 class HashedNgrams(TransformerMixin, BaseEstimator):
@@ -564,6 +551,12 @@ def _chosen_weighting(head, weighting):
         raise UserError(f"head {head!r} cannot use weighting {weighting!r}: take weighting='auto'")
     return chosen
 
+
+def _counts(model, texts):
+    "Hashed counts with the model's settings."
+    settings = model.ngram_range, model.n_features, model.analyzer
+    return HashedNgrams(*settings, threads=model.threads).transform(texts)
+
 # %% ../nbs/11_bow.ipynb #af892df2
 def _used_columns(counts):
     "The columns that occur, ascending, int32."
@@ -625,12 +618,6 @@ def _hold_out(codes, rng, share=0.1):
     return marked
 
 # %% ../nbs/11_bow.ipynb #d4f7c45b
-def _counts(model, texts):
-    "Hashed counts with the model's settings."
-    settings = model.ngram_range, model.n_features, model.analyzer
-    return HashedNgrams(*settings, threads=model.threads).transform(texts)
-
-
 def _features(model, counts):
     "Columns that training used, weighed."
     weighting = _chosen_weighting(model.head, model.weighting)
