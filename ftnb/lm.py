@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'END', 'SMOOTHINGS', 'cut', 'count_bytes', 'Units', 'perplexity', 'bits_per_byte', 'discounts', 'NGramModel',
-           'CharLSTM', 'Windows', 'next_symbol_loss', 'network_log2_probabilities', 'greedy', 'draw', 'temperature',
-           'top_k', 'nucleus', 'sample', 'CachedStep', 'beam_search']
+           'CharLSTM', 'Windows', 'end_to_end', 'next_symbol_loss', 'network_log2_probabilities', 'greedy', 'draw',
+           'temperature', 'top_k', 'nucleus', 'sample', 'CachedStep', 'beam_search']
 
 # %% ../nbs/20_lm.ipynb #91cebf71
 import itertools
@@ -346,6 +346,11 @@ class Windows:
         at = torch.as_tensor(rows)[:, None] * self.length
         x = self.stream[at + torch.arange(self.warm + self.length + 1)]
         return x[:, : self.warm], x[:, self.warm :]
+
+
+def end_to_end(sequences) -> np.ndarray:
+    "The stream of texts that begin and end with the same symbol, which stands once between two."
+    return np.concatenate([sequences[0], *(s[1:] for s in sequences[1:])])
 
 
 def next_symbol_loss(
