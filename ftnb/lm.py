@@ -96,15 +96,19 @@ def bits_per_byte(
     return float(-np.sum(log2p) / n_bytes)
 
 # %% ../nbs/20_lm.ipynb #234967d2
+def _check_symbols(x, n_symbols: int):
+    bad = x[(x < 0) | (x >= n_symbols)]
+    if bad.size:
+        raise UserError(f"symbol {bad[0]} is not among 0 to {n_symbols - 1}: give more n_symbols")
+
+
 def _flatten(sequences, n_symbols: int):  # -> symbols in a row; place of each in its sequence
     "Check the sequences and lay them end to end."
     sequences = [np.asarray(s, np.int64) for s in sequences]
     if not sequences or min(map(len, sequences)) == 0:
         raise UserError("no sequences, or an empty one: each needs its first symbol at least")
     x, lengths = np.concatenate(sequences), np.array([len(s) for s in sequences])
-    if x.min() < 0 or x.max() >= n_symbols:
-        bad = x[(x < 0) | (x >= n_symbols)][0]
-        raise UserError(f"symbol {bad} is not among 0 to {n_symbols - 1}: give more n_symbols")
+    _check_symbols(x, n_symbols)
     return x, np.arange(len(x)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
@@ -283,6 +287,7 @@ class NGramModel:
     def logits(self, ids) -> torch.Tensor:  # (B, T) symbols -> (B, n_symbols) log probabilities
         "What may follow each row; T may be 0. The `step` of `sample` and `beam_search`."
         rows = _rows(ids).numpy()[:, max(0, np.shape(ids)[1] - self.order + 1) :]
+        _check_symbols(rows, self.n_symbols)
         different, which = np.unique(rows, axis=0, return_inverse=True)
         p = np.array([_next_probabilities(self, row) for row in different])
         return torch.from_numpy(np.log(p)[which.ravel()])
