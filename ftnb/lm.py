@@ -34,9 +34,15 @@ def cut(
     return _PIECE.findall(text) if unit == "word" else list(text)
 
 
-def count_bytes(texts) -> int:
+def _spell(piece: str) -> bytes:
+    return piece.encode("utf-8", "replace")
+
+
+def count_bytes(
+    texts,  # list of strings
+) -> int:
     "The UTF-8 bytes of all texts; a lone surrogate counts as one."
-    return sum(len(text.encode("utf-8", "replace")) for text in texts)
+    return sum(len(_spell(text)) for text in texts)
 
 # %% ../nbs/20_lm.ipynb #32834a04
 class Units:
@@ -64,19 +70,17 @@ class Units:
 
     def encode(self, text: str) -> np.ndarray:  # int64, END first and last
         "The text's symbols, between two END."
-        spell = lambda piece: piece.encode("utf-8", "replace")  # noqa: E731
         if self.unit == "byte":
-            return np.array([END, *spell(text), END])
+            return np.array([END, *_spell(text), END])
         numbers = [END]
         for piece in cut(text, self.unit):
             known = self._number.get(piece)
-            numbers.extend(spell(piece) if known is None else (known,))
+            numbers.extend(_spell(piece) if known is None else (known,))
         return np.array([*numbers, END])
 
     def decode(self, ids) -> str:
         "The text of symbols; END is nothing, and bytes that are no UTF-8 become U+FFFD."
-        spell = lambda piece: piece.encode("utf-8", "replace")  # noqa: E731
-        parts = [bytes([i]) if i < END else b"" if i == END else spell(self.pieces[i - END - 1])
+        parts = [bytes([i]) if i < END else b"" if i == END else _spell(self.pieces[i - END - 1])
                  for i in map(int, ids)]  # fmt: skip
         return b"".join(parts).decode("utf-8", "replace")
 
@@ -154,6 +158,9 @@ def _count_lefts(levels, m: int, place) -> np.ndarray:
     return different + np.bincount(gram[first], minlength=len(keys))
 
 # %% ../nbs/20_lm.ipynb #479e6ea0
+SMOOTHINGS = ("add_k", "backoff", "kneser_ney")
+
+
 def discounts(
     counts,  # (n-grams of one length,) how often each was counted
 ) -> np.ndarray:  # (4,): what is taken from a count of 0, 1, 2, 3 or more
@@ -164,6 +171,20 @@ def discounts(
     y = n[1] / (n[1] + 2 * n[2])
     estimates = [i - (i + 1) * y * n[i + 1] / n[i] for i in (1, 2, 3)]
     return np.array([0, *np.maximum(estimates, 0.1)])  # never nothing: somebody may ask
+
+
+def _check_ngrams(model):
+    smoothing, discount = model.smoothing, model.discount
+    rules = {
+        f"order must be 1 or more, not {model.order}": model.order >= 1,
+        f"no smoothing {smoothing!r}; choose from {SMOOTHINGS}": smoothing in SMOOTHINGS,
+        f"k must be above 0, not {model.k}": model.k > 0,
+        f"discount is None or between 0 and 1, not {discount}": discount is None
+        or 0 < discount < 1,
+    }  # fmt: skip
+    broken = [message for message, holds in rules.items() if not holds]
+    if broken:
+        raise UserError("; ".join(broken))
 
 
 class _Level(NamedTuple):
@@ -238,23 +259,6 @@ def _next_probabilities(model, context) -> np.ndarray:  # (T,) symbols -> (n_sym
         p = _update(model, level, gram, number, p)
     return p
 
-# %% ../nbs/20_lm.ipynb #8acfc93e
-SMOOTHINGS = ("add_k", "backoff", "kneser_ney")
-
-
-def _check_ngrams(model):
-    rules = {
-        f"order must be 1 or more, not {model.order}": model.order >= 1,
-        f"no smoothing {model.smoothing!r}; choose from {SMOOTHINGS}": model.smoothing
-        in SMOOTHINGS,
-        f"k must be above 0, not {model.k}": model.k > 0,
-        f"discount is None or between 0 and 1, not {model.discount}": model.discount is None
-        or 0 < model.discount < 1,
-    }
-    broken = [message for message, holds in rules.items() if not holds]
-    if broken:
-        raise UserError("; ".join(broken))
-
 
 def _rows(ids) -> torch.Tensor:  # (B, T) int64
     ids = torch.as_tensor(np.asarray(ids))
@@ -262,7 +266,7 @@ def _rows(ids) -> torch.Tensor:  # (B, T) int64
         raise UserError(f"ids must be rows of symbols (B, T), not of shape {tuple(ids.shape)}")
     return ids.long()
 
-
+# %% ../nbs/20_lm.ipynb #8acfc93e
 class NGramModel:
     "Probabilities of the next symbol by the last order - 1: add-k, back-off or Kneser-Ney."
 
@@ -353,7 +357,7 @@ class Windows:
         return x[:, : self.warm], x[:, self.warm :]
 
 
-def end_to_end(sequences) -> np.ndarray:
+def end_to_end(sequences) -> np.ndarray:  # int64
     "The stream of texts that begin and end with the same symbol, which stands once between two."
     return np.concatenate([sequences[0], *(s[1:] for s in sequences[1:])])
 
@@ -364,10 +368,8 @@ def next_symbol_loss(
 ) -> torch.Tensor:  # scalar, nats
     "Mean of -log p of each symbol of a window but the first; slopes stop where the window begins."
     before, x = batch
-    state = None
-    if before.shape[1]:
-        with torch.no_grad():
-            state = model(before)[1]
+    with torch.no_grad():
+        state = model(before)[1] if before.shape[1] else None
     logits, _ = model(x[:, :-1], state)
     return F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
 
@@ -417,8 +419,11 @@ def draw(
     "One symbol of each row, with the probabilities of its softmax."
     return torch.multinomial(logits.double().softmax(-1), 1, generator=generator)[:, 0]
 
-
-def temperature(logits: torch.Tensor, t: float) -> torch.Tensor:
+# %% ../nbs/20_lm.ipynb #b45eb96e
+def temperature(
+    logits: torch.Tensor,  # (B, V)
+    t: float,
+) -> torch.Tensor:  # (B, V)
     "Logits of p ** (1 / t), for t above 0: below 1 sharper, above 1 flatter."
     if not t > 0:
         raise UserError(f"temperature must be above 0, not {t}; for the limit 0 use greedy")
@@ -430,7 +435,10 @@ def _keep_first(logits, keep):  # keep: (B, V) bool, in falling order of the log
     return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), -torch.inf)
 
 
-def top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+def top_k(
+    logits: torch.Tensor,  # (B, V)
+    k: int,
+) -> torch.Tensor:  # (B, V)
     "The k highest logits of each row, the rest -inf; among equals the lower numbers stay."
     if k < 1:
         raise UserError(f"top_k must keep 1 symbol or more, not {k}")
@@ -438,7 +446,10 @@ def top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     return _keep_first(logits, (place < k).expand(logits.shape))
 
 
-def nucleus(logits: torch.Tensor, p: float) -> torch.Tensor:
+def nucleus(
+    logits: torch.Tensor,  # (B, V)
+    p: float,
+) -> torch.Tensor:  # (B, V)
     "The fewest highest logits whose probabilities reach p, above 0 and up to 1; the rest -inf."
     if not 0 < p <= 1:
         raise UserError(f"nucleus needs a share above 0 and up to 1, not {p}")
