@@ -286,6 +286,7 @@ class NGramModel:
         return discounts(counts) if self.discount is None else self.discount * (np.arange(4) > 0)
 
     def bits_per_byte(self, sequences, n_bytes: int) -> float:
+        "Bits for all symbols but each first one, over `n_bytes` bytes of text."
         return bits_per_byte(self.log2_probabilities(sequences), n_bytes)
 
     def logits(self, ids) -> torch.Tensor:  # (B, T) symbols -> (B, n_symbols) log probabilities
