@@ -18,6 +18,7 @@ from ftnb.bert import (
     MINILM_PACKAGE,
     Bert,
     BertConfig,
+    BertForPreTraining,
     Encoder,
     batches_by_length,
     encode_ids,
@@ -26,6 +27,7 @@ from ftnb.bert import (
     load_tokenizer,
     mean_pool,
     pad,
+    published_names,
     token_ids,
     unknown_share,
     weight_files,
@@ -324,3 +326,105 @@ def test_configuration_round_trip(tmp_path):
     config = tiny_config(hidden_act="relu", pad_token_id=1)
     Bert(config).save_pretrained(tmp_path)
     assert BertConfig.from_pretrained(tmp_path) == config
+
+
+# --- the heads of pre-training --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory):
+    "A folder with random weights, biases and norms included."
+    folder = tmp_path_factory.mktemp("pretraining")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = BertForPreTraining(tiny_config())
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                torch.nn.init.normal_(p, mean=float("norm.weight" in name), std=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def hugging_face_pretraining(folder, **options):
+    from transformers import BertForPreTraining as Theirs
+
+    model, info = Theirs.from_pretrained(folder, output_loading_info=True, **options)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    return model.eval()
+
+
+def pretraining_batch():
+    ids, mask = pad([[2, 9, 8, 3, 7, 3], [2, 8, 7, 6, 3, 11, 12, 3]])
+    return ids, mask, (torch.arange(8) > 3).long().expand(2, 8), torch.tensor([2, 4, 9, 14])
+
+
+def test_scores_and_gradients_of_pretraining_are_hugging_face_s(pretraining):
+    ours = BertForPreTraining.from_pretrained(pretraining).double()
+    theirs = hugging_face_pretraining(pretraining, dtype=torch.float64)
+    ids, mask, segments, places = pretraining_batch()
+    tokens, relation = ours(ids, mask, segments, places)
+    said = theirs(input_ids=ids, attention_mask=mask.long(), token_type_ids=segments)
+    their_tokens = said.prediction_logits.flatten(0, 1)[places]
+    torch.testing.assert_close(tokens, their_tokens, atol=1e-12, rtol=0)
+    torch.testing.assert_close(relation, said.seq_relationship_logits, atol=1e-12, rtol=0)
+    every, _ = ours(ids, mask, segments)
+    torch.testing.assert_close(every, said.prediction_logits, atol=1e-12, rtol=0)
+    for a, b in ((tokens, relation), (their_tokens, said.seq_relationship_logits)):
+        (a.logsumexp(-1).sum() + b.pow(3).sum()).backward()
+    grads = {n.removeprefix("bert."): p.grad for n, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        parts = [grads[n] for n in published_names(name)]
+        torch.testing.assert_close(p.grad, torch.cat(parts), atol=1e-10, rtol=1e-8)
+
+
+def test_pretraining_written_by_transformers_is_read_by_us(pretraining, tmp_path):
+    hugging_face_pretraining(pretraining).save_pretrained(tmp_path / "back")
+    folders = pretraining, tmp_path / "back"
+    a, b = (BertForPreTraining.from_pretrained(f).state_dict() for f in folders)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_decoder_stored_twice_is_read_and_an_untied_one_refused(pretraining, tmp_path):
+    stored = load_file(pretraining / "model.safetensors")
+    shutil.copy(pretraining / "config.json", tmp_path)
+    stored["cls.predictions.decoder.weight"] = stored["bert.embeddings.word_embeddings.weight"] + 0
+    stored["cls.predictions.decoder.bias"] = stored.pop("cls.predictions.bias")
+    save_file(stored, tmp_path / "model.safetensors")
+    again = BertForPreTraining.from_pretrained(tmp_path)
+    assert torch.equal(again.predictions.bias, stored["cls.predictions.decoder.bias"])
+    stored["cls.predictions.decoder.weight"][5] += 1
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="tied"):
+        BertForPreTraining.from_pretrained(tmp_path)
+
+
+def test_an_encoder_without_heads_is_refused_in_one_line(tiny):
+    with pytest.raises(UserError, match="cls.predictions") as caught:
+        BertForPreTraining.from_pretrained(tiny)
+    one_line(caught)
+
+
+def test_the_encoder_of_a_pretraining_checkpoint_loads_alone(pretraining):
+    ids = torch.arange(5, 15)[None]
+    whole = BertForPreTraining.from_pretrained(pretraining)
+    assert torch.equal(Bert.from_pretrained(pretraining)(ids), whole.bert(ids))
+
+
+def test_initial_weights_are_the_published_ones():
+    "Normal with the stated deviation, cut at two of them; biases 0, norms 1."
+    torch.manual_seed(0)
+    model = BertForPreTraining(tiny_config(initializer_range=0.02, vocab_size=5_000))
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            assert (p == float("norm.weight" in name)).all(), name
+        else:
+            assert p.abs().max() <= 0.04 + 1e-6 and abs(p.mean()) < 0.005, name
+    rows = model.bert.embeddings.token.weight
+    assert abs(rows.std() - 0.02 * 0.8796) < 2e-4  # of a normal variable cut at two deviations
+    assert "decoder" not in " ".join(model.state_dict()), "the table is stored once"
+
+
+def test_no_masked_place_gives_no_scores(pretraining):
+    model, (ids, mask, _, _) = BertForPreTraining.from_pretrained(pretraining), pretraining_batch()
+    tokens, relation = model(ids, mask, positions_of_masked=torch.tensor([], dtype=torch.long))
+    assert tokens.shape == (0, 200) and relation.shape == (2, 2)
