@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MINILM', 'MINILM_REVISION', 'MINILM_SHA256', 'MINILM_PACKAGE', 'CHECKPOINT_FILES', 'ACTIVATIONS', 'PUBLISHED',
-           'PUBLISHED_LAYER', 'QKV', 'known_digest', 'weight_files', 'find_checkpoint', 'BertConfig', 'load_tokenizer',
-           'unknown_share', 'Embeddings', 'SelfAttention', 'Layer', 'Bert', 'published_names', 'load_bert', 'save_bert',
-           'MaskedTokenHead', 'BertForPreTraining', 'mean_pool', 'batches_by_length', 'pad', 'token_ids', 'encode_ids',
-           'Encoder']
+           'PUBLISHED_LAYER', 'QKV', 'MANY', 'known_digest', 'weight_files', 'find_checkpoint', 'BertConfig',
+           'load_tokenizer', 'unknown_share', 'Embeddings', 'Layer', 'Bert', 'published_names', 'load_bert',
+           'save_bert', 'MaskedTokenHead', 'BertForPreTraining', 'mean_pool', 'batches_by_length', 'pad', 'token_ids',
+           'compiled_wordpiece', 'encode_ids', 'Encoder']
 
 # %% ../nbs/22_bert.ipynb #f3684860
 import dataclasses
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -23,8 +24,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from .attention import MultiHeadAttention
 from .core import UserError, atomic_path, cache_dir, file_digest, text_digest, write_text
 from .text import check_texts
+from .wordpiece import SPECIAL, WordPiece
 
 # %% ../nbs/22_bert.ipynb #e7bfb5f1
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -127,6 +130,15 @@ ACTIVATIONS = {
     "relu": F.relu,
 }
 
+
+def _refuse_other_models(stored: dict):
+    kind, positions = stored.get("model_type"), stored.get("position_embedding_type", "absolute")
+    if kind != "bert" or positions != "absolute" or stored.get("is_decoder"):
+        raise UserError(
+            f"this is a {kind!r} model with {positions} positions; Bert reads encoders of "
+            "model_type 'bert' with absolute positions"
+        )
+
 # %% ../nbs/22_bert.ipynb #7df67789
 @dataclasses.dataclass
 class BertConfig:
@@ -161,15 +173,6 @@ class BertConfig:
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise UserError(f"config.json: hidden_act {self.hidden_act!r} is not one of: {known}")
-
-# %% ../nbs/22_bert.ipynb #5254385c
-def _refuse_other_models(stored: dict):
-    kind, positions = stored.get("model_type"), stored.get("position_embedding_type", "absolute")
-    if kind != "bert" or positions != "absolute" or stored.get("is_decoder"):
-        raise UserError(
-            f"this is a {kind!r} model with {positions} positions; Bert reads encoders of "
-            "model_type 'bert' with absolute positions"
-        )
 
 # %% ../nbs/22_bert.ipynb #8714cf77
 def load_tokenizer(
@@ -223,9 +226,9 @@ class Embeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         c = config
-        self.token = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.position = nn.Embedding(c.max_position_embeddings, c.hidden_size)
-        self.segment = nn.Embedding(c.type_vocab_size, c.hidden_size)
+        self.token = _rows(c.vocab_size, c.hidden_size)
+        self.position = _rows(c.max_position_embeddings, c.hidden_size)
+        self.segment = _rows(c.type_vocab_size, c.hidden_size)
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
 
@@ -234,26 +237,10 @@ class Embeddings(nn.Module):
         x = self.token(ids) + segment + self.position.weight[: ids.shape[1]]
         return self.dropout(self.norm(x))  # (B, T, D)
 
-# %% ../nbs/22_bert.ipynb #752c3eea
-class SelfAttention(nn.Module):
-    "Multi-head self-attention (Vaswani et al. 2017, section 3.2) with one fused input product."
 
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.n_heads = config.num_attention_heads
-        self.drop = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def heads(self, x):  # x (B, T, D) -> three of (B, H, T, D/H)
-        B, T, D = x.shape
-        return self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
-
-    def forward(self, x, mask=None):  # mask broadcastable to (B, H, T, T), True: may be looked at
-        q, k, v = self.heads(x)
-        drop = self.drop if self.training else 0.0
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        return self.out(o.transpose(1, 2).reshape(x.shape))  # (B, T, D)
+def _rows(n: int, dim: int) -> nn.Embedding:
+    "A table whose numbers are drawn or loaded later."
+    return nn.Embedding.from_pretrained(torch.empty(n, dim), freeze=False)
 
 # %% ../nbs/22_bert.ipynb #58b38348
 class Layer(nn.Module):
@@ -262,7 +249,9 @@ class Layer(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         c = config
-        self.attention = SelfAttention(c)
+        self.attention = MultiHeadAttention(
+            c.hidden_size, c.num_attention_heads, c.attention_probs_dropout_prob
+        )
         self.attention_norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.up = nn.Linear(c.hidden_size, c.intermediate_size)
         self.down = nn.Linear(c.intermediate_size, c.hidden_size)
@@ -270,7 +259,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
         self.act = ACTIVATIONS[c.hidden_act]
 
-    def forward(self, x, mask=None):  # (B, T, D) -> (B, T, D)
+    def forward(self, x, mask=None):  # (B, T, D), bool (B, T) -> (B, T, D)
         x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
         return self.norm(x + self.dropout(self.down(self.act(self.up(x)))))
 
@@ -293,7 +282,7 @@ class Bert(nn.Module):
         segments=None,  # (B, T), 0 or 1; None: all 0
     ):  # -> hidden states of the last layer (B, T, D)
         _check_ids(ids, self.config)
-        mask = None if mask is None else mask[:, None, None, :].bool()  # (B, 1, 1, T)
+        mask = None if mask is None else mask.bool()
         x = self.embeddings(ids, segments)
         for layer in self.layers:
             x = layer(x, mask)
@@ -314,6 +303,8 @@ class Bert(nn.Module):
 # %% ../nbs/22_bert.ipynb #bf819133
 def _initialise(module, deviation: float):
     "Normal weights cut at two deviations, zero biases (Devlin et al., their published code)."
+    if any(p.is_meta for p in module.parameters(recurse=False)):
+        return  # shapes only: the numbers come from a file
     if isinstance(module, nn.Linear | nn.Embedding):
         edge = 2 * deviation
         nn.init.trunc_normal_(module.weight, std=deviation, a=-edge, b=edge)
@@ -533,15 +524,75 @@ def pad(
     return torch.from_numpy(ids), torch.from_numpy(np.arange(max(lengths)) < np.c_[lengths])
 
 # %% ../nbs/22_bert.ipynb #5d78f262
+MANY = 1_000_000  # characters from which the compiled tokenizer has won back its opening
+
+
 def token_ids(
     texts,  # n strings; none is allowed
     tokenizer: Tokenizer,
 ) -> list[list[int]]:
     "Token numbers of each text, cut at the tokeniser's length. Raises UserError for non-strings."
-    texts = check_texts(texts) if len(texts) else []
-    return [e.ids for e in tokenizer.encode_batch_fast(_whole(texts))]
+    texts = _whole(check_texts(texts)) if len(texts) else []
+    many = sum(map(len, texts)) >= MANY
+    if many and (own := compiled_wordpiece(tokenizer.to_str())) is not None:
+        return _cut_rows(own, texts, tokenizer.truncation)
+    return [e.ids for e in tokenizer.encode_batch_fast(texts)]
 
 
+def _cut_rows(own: WordPiece, texts, truncation: dict | None) -> list[list[int]]:
+    ids, first = own.encode_batch(texts, threads=torch.get_num_threads())
+    longest = truncation["max_length"] - 2 if truncation else len(ids)
+    start, end = own.number["[CLS]"], own.number["[SEP]"]
+    ends = np.minimum(first[1:], first[:-1] + longest)
+    return [[start, *ids[a:b].tolist(), end] for a, b in zip(first[:-1], ends, strict=True)]
+
+
+@functools.lru_cache(maxsize=4)
+def compiled_wordpiece(
+    stored: str,  # what `Tokenizer.to_str` gives
+) -> WordPiece | None:  # None: it is not BERT's recipe and nothing else
+    "Our tokenizer, where it gives the same numbers as the stored one."
+    about = json.loads(stored)
+    vocab, normalizer = about["model"].get("vocab"), about["normalizer"] or {}
+    lowercase = normalizer.get("lowercase")
+    if not isinstance(vocab, dict) or not _is_plain(about, vocab, lowercase):
+        return None
+    return WordPiece(sorted(vocab, key=vocab.get), lowercase)
+
+# %% ../nbs/22_bert.ipynb #03223fce
+def _is_plain(about: dict, vocab: dict, lowercase) -> bool:
+    "Is this BERT's normaliser, WordPiece with [CLS] and [SEP], and its five special pieces?"
+    normalizer = dict(type="BertNormalizer", clean_text=True, handle_chinese_chars=True)
+    normalizer |= dict(lowercase=lowercase)
+    accents = (about["normalizer"] or {}).get("strip_accents")
+    model = dict(type="WordPiece", unk_token="[UNK]", max_input_chars_per_word=100)
+    model |= dict(continuing_subword_prefix="##", vocab=vocab)
+    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    added = [special | dict(content=name, id=vocab[name]) for name in SPECIAL if name in vocab]
+    added.sort(key=lambda t: t["id"])
+    cut = about["truncation"] or dict(stride=0, direction="Right")
+    return (
+        about["normalizer"] == normalizer | dict(strip_accents=accents)
+        and lowercase in (True, False) and accents in (None, lowercase)
+        and about["pre_tokenizer"] == dict(type="BertPreTokenizer")
+        and about["model"] == model and sorted(vocab.values()) == list(range(len(vocab)))
+        and sorted(about["added_tokens"], key=lambda t: t["id"]) == added
+        and _marks(about["post_processor"] or {}, vocab)
+        and (cut["stride"], cut["direction"]) == (0, "Right")
+    )  # fmt: skip
+
+
+def _marks(processor: dict, vocab: dict) -> bool:
+    "Does it put [CLS] before a text and [SEP] after it, and nothing else?"
+    start, end = vocab.get("[CLS]"), vocab.get("[SEP]")
+    if processor.get("type") == "BertProcessing":
+        return processor["cls"] == ["[CLS]", start] and processor["sep"] == ["[SEP]", end]
+    mark = lambda name: {"SpecialToken": {"id": name, "type_id": 0}}  # noqa: E731
+    wanted = [mark("[CLS]"), {"Sequence": {"id": "A", "type_id": 0}}, mark("[SEP]")]
+    ids = {n: t["ids"] for n, t in processor.get("special_tokens", {}).items()}
+    return processor.get("single") == wanted and ids == {"[CLS]": [start], "[SEP]": [end]}
+
+# %% ../nbs/22_bert.ipynb #0552e48e
 @torch.inference_mode()
 def encode_ids(
     body,  # called as body(ids, mask) -> (B, T, D)

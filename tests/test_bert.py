@@ -21,6 +21,7 @@ from ftnb.bert import (
     BertForPreTraining,
     Encoder,
     batches_by_length,
+    compiled_wordpiece,
     encode_ids,
     find_checkpoint,
     known_digest,
@@ -33,6 +34,7 @@ from ftnb.bert import (
     weight_files,
 )  # fmt: skip
 from ftnb.core import UserError
+from ftnb.data import load
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +62,30 @@ def real_texts(n):
     return [found[int(i)] for i in np.linspace(0, len(found) - 1, n)]
 
 
+def rows_of_all_lengths(n, tokenizer):
+    "Token numbers of n real texts of all lengths, more short ones than long ones."
+    texts = load("docstrings", limit=8_000).texts
+    texts = sorted({*texts, *(t.strip().split("\n")[0] for t in texts[:2_000])})  # and first lines
+    rows = sorted(token_ids(texts, tokenizer), key=len)
+    lengths = np.array([len(r) for r in rows])
+    wanted = lengths[0] + (512 - lengths[0]) * np.linspace(0, 1, n) ** 6
+    places = np.searchsorted(lengths, wanted - 0.5)
+    for i in range(1, n):  # each text once
+        places[i] = max(places[i], places[i - 1] + 1)
+    places = np.minimum(places, len(rows) - n + np.arange(n))
+    assert len(set(places)) == n
+    return [rows[i] for i in places]
+
+
 # --- the same numbers -----------------------------------------------------------------------------
 
 
-def test_hidden_states_are_hugging_face_s_on_real_texts_of_all_lengths():
+def test_hidden_states_are_hugging_face_s_on_a_thousand_real_texts_of_all_lengths():
     folder = find_checkpoint()
     ours, theirs = Bert.from_pretrained(folder), auto_model(folder)
-    rows = token_ids(real_texts(40), load_tokenizer(folder, 512))
+    rows = rows_of_all_lengths(1_000, load_tokenizer(folder, 512))
     lengths = [len(r) for r in rows]
-    assert min(lengths) < 10 and max(lengths) == 512 and len(set(lengths)) > 20
+    assert min(lengths) < 10 and max(lengths) == 512 and len(set(lengths)) > 150
     for batch in batches_by_length(lengths, 2048):
         ids, mask = pad([rows[i] for i in batch])
         full = torch.ones_like(ids) if mask is None else mask
@@ -77,6 +94,27 @@ def test_hidden_states_are_hugging_face_s_on_real_texts_of_all_lengths():
             b = theirs(input_ids=ids, attention_mask=full.long())
             assert (ours.pool(a) - b.pooler_output).abs().max() < 1e-5
         assert (a - b.last_hidden_state)[full.bool()].abs().max() < 1e-5
+
+
+def test_states_and_all_gradients_of_the_trained_model_are_hugging_face_s_in_float64():
+    folder = find_checkpoint()
+    ours, theirs = Bert.from_pretrained(folder).double(), auto_model(folder, dtype=torch.float64)
+    rows = rows_of_all_lengths(1_000, load_tokenizer(folder, 512))
+    g = torch.Generator().manual_seed(0)
+    for batch in (rows[100:108], rows[600:604], rows[-1:]):
+        ids, mask = pad(batch)
+        full = torch.ones_like(ids) if mask is None else mask
+        a = ours(ids, mask)
+        b = theirs(input_ids=ids, attention_mask=full.long())
+        assert (a - b.last_hidden_state)[full.bool()].abs().max() < 1e-12
+        weight = full[..., None] * torch.randn(a.shape, dtype=a.dtype, generator=g) / full.sum()
+        ((a * weight).sum() + ours.pool(a).square().mean()).backward()
+        ((b.last_hidden_state * weight).sum() + b.pooler_output.square().mean()).backward()
+    grads = {n: p.grad for n, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        their = torch.cat([grads[n] for n in published_names(name)])
+        error = (p.grad - their).abs().max() / their.abs().max()
+        assert error < 1e-10, f"{name}: {error:.1e}"  # keys' biases: 0 but for rounding
 
 
 def test_float64_segments_and_gradients_are_hugging_face_s(tiny):
@@ -192,6 +230,55 @@ def test_unknown_share(tiny):
     tokenizer = load_tokenizer(tiny, 16)
     assert unknown_share(TEXTS, tokenizer) == 0 and unknown_share([""], tokenizer) == 0
     assert unknown_share(["电影", "the lamp"], tokenizer) == 0.5
+
+
+ODD = ["", " \n", "\x00a\x00", "half \ud800", "电影不好看 ok", "x" * 101, "🙂" * 50, "[mask]",
+       "[MASK] [SEP]x[PAD]", "naïve Ｆｕｌｌ ﬁne", "e\u0301\u0323a\u0323\u0301", "don't--stop...",
+       "\u200bzero\xadwidth", "İstanbul ẞ", "a b " * 3_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("longest", [3, 17, 512])
+def test_the_compiled_tokenizer_gives_the_library_s_numbers(tmp_path, monkeypatch, stored, longest):
+    texts = [*load("docstrings", limit=2_000).texts, *ODD]
+    shutil.copy(find_checkpoint() / stored, tmp_path)
+    tokenizer = load_tokenizer(tmp_path, longest)
+    assert compiled_wordpiece(tokenizer.to_str()) is not None
+    whole = [t.encode("utf-8", "replace").decode() for t in texts]
+    theirs = [e.ids for e in tokenizer.encode_batch_fast(whole)]
+    monkeypatch.setattr("ftnb.bert.MANY", 10**12)
+    assert token_ids(texts, tokenizer) == theirs
+    monkeypatch.setattr("ftnb.bert.MANY", 0)
+    assert token_ids(texts, tokenizer) == theirs
+    assert token_ids([], tokenizer) == [] and token_ids([""], tokenizer) == [[101, 102]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("normalizer", "clean_text", False), ("normalizer", "strip_accents", False),
+     ("normalizer", "handle_chinese_chars", False), ("model", "unk_token", "[PAD]"),
+     ("model", "max_input_chars_per_word", 200), ("model", "continuing_subword_prefix", "@@"),
+     ("truncation", "direction", "Left"), ("truncation", "stride", 5),
+     ("normalizer", None, None), ("pre_tokenizer", "type", "Whitespace"),
+     ("added_tokens", None, []), ("post_processor", None, None)],
+    ids=str,
+)  # fmt: skip
+def test_any_other_recipe_is_left_to_the_library(monkeypatch, change):
+    part, key, value = change
+    about = json.loads(load_tokenizer(find_checkpoint(), 64).to_str())
+    assert compiled_wordpiece(json.dumps(about)) is not None
+    if key is None:
+        about[part] = value
+    else:
+        about[part][key] = value
+    assert compiled_wordpiece(json.dumps(about)) is None
+
+
+def test_a_further_special_token_is_left_to_the_library(monkeypatch):
+    tokenizer = load_tokenizer(find_checkpoint(), 64)
+    tokenizer.add_special_tokens(["[CITY]"])
+    monkeypatch.setattr("ftnb.bert.MANY", 0)
+    assert 30522 in token_ids(["in [CITY] tonight"], tokenizer)[0]
 
 
 def test_tokeniser_from_a_plain_vocabulary(tiny, tmp_path):
