@@ -363,7 +363,7 @@ def time_sums(
 ) -> list[float]:  # seconds
     "Time `dist.all_reduce`; to be called in every process."
     spent = []
-    for length in floats:
+    for length in [floats[0], *floats]:  # the first is a warm-up
         x, clock = torch.ones(length), []
         for _ in range(repeats):
             dist.barrier()
@@ -371,7 +371,7 @@ def time_sums(
             dist.all_reduce(x.fill_(1))
             clock.append(time.perf_counter() - began)
         spent.append(float(np.median(clock)))
-    return spent
+    return spent[1:]
 
 # %% ../nbs/26_parallel.ipynb #6d842378
 if __name__ == "__main__" and "__file__" in globals():  # a program, not a notebook
