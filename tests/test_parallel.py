@@ -53,8 +53,8 @@ def said(tmp_path_factory):
     "What two processes said to each of CALLS: name -> [first, second]."
     folder, stop = (tmp_path_factory.mktemp(name) for name in ("two", "stop"))
     os.environ["FTNB_STOP"] = str(stop)
-    more = {f"resumed{i}": ("resumed", dict(folder=str(folder / str(i)), stop=4, dropout=0.3, **kind))
-            for i, kind in enumerate(RESUMED)}  # fmt: skip
+    keep = [dict(folder=str(folder / str(i)), stop=4, dropout=0.3) for i in range(len(RESUMED))]
+    more = {f"resumed{i}": ("resumed", keep[i] | kind) for i, kind in enumerate(RESUMED)}
     calls = CALLS | more
     answers = launch(*((f"together:{name}", values) for name, values in calls.values()),
                      processes=2, folder=folder)  # fmt: skip
@@ -110,7 +110,8 @@ def test_the_checkpoint_of_two_opens_in_one(said):
 
 def test_one_process_may_go_on_where_two_were_broken_off(said, tmp_path):
     keep = dict(n=32, checkpoint=str(tmp_path), checkpoint_every=1)
-    [answers] = launch(("together:train", keep | dict(stop=5)), processes=2, folder=tmp_path / "log")
+    broken = ("together:train", keep | dict(stop=5))
+    [answers] = launch(broken, processes=2, folder=tmp_path / "log")
     assert answers == ["stopped", "stopped"]
     on, alone = together.train(**keep), together.train(n=32)
     np.testing.assert_allclose(on["losses"], alone["losses"], atol=1e-5)

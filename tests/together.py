@@ -48,7 +48,8 @@ def loss_of(model, batch):
 
 
 def digest(model):
-    whole = [t.full_tensor() if hasattr(t, "full_tensor") else t for t in model.state_dict().values()]
+    held = model.state_dict().values()
+    whole = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in held)
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in whole)).hexdigest()
 
 
