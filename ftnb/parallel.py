@@ -157,7 +157,7 @@ class Calls:
         ids, mask = pad([self.rows[i] for i in rows])
         return ids, mask, self.labels[torch.as_tensor(rows)]
 
-
+# %% ../nbs/26_parallel.ipynb #cf0c766f
 class ByteClassifier(nn.Module):
     "A small BERT over bytes; its mean vector decides the class."
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'AUTOCAST', 'LEAST_SCALE', 'sparse_weights', 'decay_groups', 'make_optimizers', 'lr_factor',
-           'clip_gradients', 'epoch_batches', 'TrainingError', 'History', 'to_device', 'read_checkpoint', 'fit']
+           'clip_gradients', 'epoch_batches', 'History', 'TrainingError', 'to_device', 'read_checkpoint', 'fit']
 
 # %% ../nbs/05_train.ipynb #235610a6
 import contextlib
@@ -133,14 +133,6 @@ def epoch_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../nbs/05_train.ipynb #1eb8b04c
-class TrainingError(UserError):
-    "Training cannot go on; `.step`, `.rows` (of the batch) and `.lr` say where it stopped."
-
-    def __init__(self, message, step=None, rows=(), lr=None):
-        super().__init__(message)
-        self.step, self.rows, self.lr = step, [int(i) for i in rows], lr
-
-
 @dataclass
 class History:
     "What happened in `fit`; `steps`, `losses` and `lrs` have one entry for each optimiser step."
@@ -153,7 +145,7 @@ class History:
     stopped_early: bool = False
     seconds: float = 0.0  # wall clock, over all resumptions
 
-# %% ../nbs/05_train.ipynb #31b0cd7d
+
 @dataclass
 class _Run:
     "Everything that `fit` carries from step to step."
@@ -179,6 +171,18 @@ class _Run:
     asked: threading.Event | None = None  # set once Ctrl-C was pressed
     stop: bool = False  # pressed in any process
 
+# %% ../nbs/05_train.ipynb #31b0cd7d
+AUTOCAST = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEAST_SCALE = 2.0**-10  # of the loss in fp16; below it the gradients themselves are infinite
+
+
+class TrainingError(UserError):
+    "Training cannot go on; `.step`, `.rows` (of the batch) and `.lr` say where it stopped."
+
+    def __init__(self, message, step=None, rows=(), lr=None):
+        super().__init__(message)
+        self.step, self.rows, self.lr = step, [int(i) for i in rows], lr
+
 
 def _groups(run) -> list[list[np.ndarray]]:
     "The batches of the present epoch, `accumulate` of them to an optimiser step."
@@ -194,10 +198,6 @@ def _total_steps(s: dict) -> int:
 def _learning_rate(run) -> float:
     s, total = run.settings, _total_steps(run.settings)
     return s["lr"] * lr_factor(run.step, total, int(s["warmup"] * total), s["schedule"])
-
-# %% ../nbs/05_train.ipynb #967562f1
-AUTOCAST = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LEAST_SCALE = 2.0**-10  # of the loss in fp16; below it the gradients themselves are infinite
 
 # %% ../nbs/05_train.ipynb #ac07e83e
 def _processes() -> tuple[int, int]:
@@ -216,6 +216,15 @@ def _from_first(run, value):
     return said[0]
 
 
+@contextlib.contextmanager
+def _own_random_numbers(seed: int, device):
+    "Let torch draw from a state that follows from `seed`; give the caller's state back afterwards."
+    kind = device.type if device.type != "cpu" else "cuda"
+    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=kind):
+        torch.manual_seed(seed)
+        yield
+
+# %% ../nbs/05_train.ipynb #daf35872
 def _join(run, loss: float) -> float:  # the loss of the whole group
     "Add up losses and gradients over the processes, which then all hold the same."
     trained = [p for p in run.model.parameters() if p.requires_grad]
@@ -346,7 +355,7 @@ def _own_part(like, t):
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements,
                              src_data_rank=None)  # fmt: skip
 
-
+# %% ../nbs/05_train.ipynb #d1d50bc8
 def _optimizer_state(optimizers) -> dict:  # tensors and plain numbers
     "What the optimisers remember, by names like `0.5.exp_avg`: optimiser, parameter, quantity."
     return {
@@ -370,7 +379,7 @@ def _put_optimizer_state(optimizers, flat: dict):
 def _part(named: dict, prefix: str) -> dict:
     return {k[len(prefix) :]: v for k, v in named.items() if k.startswith(prefix)}
 
-# %% ../nbs/05_train.ipynb #d1d50bc8
+# %% ../nbs/05_train.ipynb #93ef7cb9
 def _random_states(run) -> tuple[dict, list]:  # of torch; of the data set, for each process
     "The states of the generators that a step may draw from, in every process."
     mine, kind = {"cpu": torch.get_rng_state()}, run.device.type
@@ -404,15 +413,6 @@ def _mark(rank: int) -> str:
 
 def _numbered(device) -> list:  # arguments: of several GPUs this one
     return [device] if device.type == "cuda" else []
-
-
-@contextlib.contextmanager
-def _own_random_numbers(seed: int, device):
-    "Let torch draw from a state that follows from `seed`; give the caller's state back afterwards."
-    kind = device.type if device.type != "cpu" else "cuda"
-    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=kind):
-        torch.manual_seed(seed)
-        yield
 
 # %% ../nbs/05_train.ipynb #32c423cd
 def _write(path: Path, tensors: dict, about: dict):
@@ -520,6 +520,22 @@ def _progress(wanted: bool, total: int, desc: str):  # yields a function of (ste
         yield lambda step, loss: bar.update(task, completed=step, loss=loss)
 
 # %% ../nbs/05_train.ipynb #e839fa01
+def _plain(named: dict) -> dict:
+    "Arrays and NumPy numbers as lists and numbers, as they will come back from JSON."
+    return json.loads(json.dumps(named, default=lambda x: x.tolist()))
+
+
+def _numbers(said: dict) -> dict:
+    "Of what `validate` said the single numbers, under the names that TensorBoard shows."
+    return {f"validation/{k}": v for k, v in said.items()
+            if isinstance(v, (int, float)) and k not in ("epoch", "step")}  # fmt: skip
+
+
+def _goodness(said: dict) -> float:
+    value = float(said["score"]) if "score" in said else -float(said["loss"])
+    return value if math.isfinite(value) else -math.inf
+
+
 @contextlib.contextmanager
 def _board(run, log_dir: str | Path | None):  # yields a function of (name -> number)
     "Write numbers by step to TensorBoard's event files; nothing without a folder."
@@ -573,22 +589,6 @@ def _validate(run, validate):
     h.stopped_early = patience is not None and run.epoch - h.best["epoch"] >= patience
 
 # %% ../nbs/05_train.ipynb #bb170334
-def _plain(named: dict) -> dict:
-    "Arrays and NumPy numbers as lists and numbers, as they will come back from JSON."
-    return json.loads(json.dumps(named, default=lambda x: x.tolist()))
-
-
-def _numbers(said: dict) -> dict:
-    "Of what `validate` said the single numbers, under the names that TensorBoard shows."
-    return {f"validation/{k}": v for k, v in said.items()
-            if isinstance(v, (int, float)) and k not in ("epoch", "step")}  # fmt: skip
-
-
-def _goodness(said: dict) -> float:
-    value = float(said["score"]) if "score" in said else -float(said["loss"])
-    return value if math.isfinite(value) else -math.inf
-
-# %% ../nbs/05_train.ipynb #eb78cba7
 def _digest(*parts) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
@@ -610,13 +610,13 @@ def _start(run, resume: bool):
     if _from_first(run, resume and (run.folder / "last.safetensors").exists()):
         _resume(run)
 
-
+# %% ../nbs/05_train.ipynb #eb78cba7
 def _start_together(run):
     "All processes begin with the weights of the first. Refuse what they cannot train together."
     run.sharded = any(hasattr(p, "full_tensor") for p in run.model.parameters())
+    wrapped = isinstance(run.model, torch.nn.parallel.DistributedDataParallel)
     rules = {
-        "give fit the model without DistributedDataParallel: it joins the gradients itself":
-            not isinstance(run.model, torch.nn.parallel.DistributedDataParallel),
+        "give fit the model without DistributedDataParallel: it joins the gradients": not wrapped,
         "sparse embeddings train in one process only: make them with sparse=False":
             run.world == 1 or not sparse_weights(run.model),
         "autocast='fp16' and sharded weights do not go together: use 'bf16'":
