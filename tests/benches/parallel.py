@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benches.common import Benchmark, Case
 
-DIM, LAYERS, ROWS = 128, 4, 32  # width and depth of the network; rows of a step
-STEPS = 14
+DIM, LAYERS, ROWS = 128, 4, 64  # width and depth of the network; rows of a step
+STEPS = 6
 
 
 def serve(port: int, key: bytes):
