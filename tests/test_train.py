@@ -387,6 +387,87 @@ def test_a_score_that_is_not_a_number_is_never_best():
     assert history.best["score"] == 0.1 and history.stopped_early and len(history.validations) == 4
 
 
+@pytest.mark.parametrize("call", [3, 20])
+def test_fp16_resumes_with_its_loss_scale(tmp_path, call):
+    with pytest.raises(Stop):
+        toy["train"](tmp_path, broken_at(call), autocast="fp16")
+    _, about = read_checkpoint(tmp_path / "last.safetensors")
+    assert about["scaler"]["_growth_tracker"] == call - 1
+    same(toy["train"](tmp_path, autocast="fp16"), toy["train"](autocast="fp16"))
+
+
+def test_fp16_leaves_out_a_step_that_overflows_and_goes_on():
+    seen = []
+
+    def loss(model, batch):
+        seen.append(model[0].weight.detach().clone())
+        return toy["loss"](model, batch) * (1e36 if len(seen) == 4 else 1)
+
+    _, history = toy["train"](None, loss, autocast="fp16", validate=None, patience=None)
+    assert torch.equal(seen[3], seen[4]) and not torch.equal(seen[4], seen[5])
+    assert len(history.losses) == 78 and np.isfinite(history.losses).all()
+
+
+def test_fp16_names_gradients_that_no_scale_can_save():
+    with pytest.raises(TrainingError, match="loss scale") as e:
+        fit(toy["network"](), toy["Rows"](), lambda m, b: m[0].weight.mul(0).sqrt().sum(),
+            epochs=9, autocast="fp16")  # fmt: skip
+    assert "\n" not in str(e.value)
+
+
+def scalars(folder):
+    "Tag -> {step: value} of all event files, as TensorBoard's own reader gives them."
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found = {}
+    for path in sorted(folder.iterdir()):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.tensor.float_val[0]
+    return found
+
+
+def test_tensorboard_reads_what_was_written(tmp_path, alone):
+    validate = lambda m: {"score": 0.25, "loss": float("inf"), "table": [1, 2]}  # noqa: E731
+    _, history = toy["train"](validate=validate, patience=None, log_dir=tmp_path / "board")
+    found = scalars(tmp_path / "board")
+    assert set(found) == {"loss", "lr", "validation/score", "validation/loss"}
+    assert list(found["loss"]) == history.steps
+    np.testing.assert_allclose(list(found["loss"].values()), history.losses, rtol=1e-6)
+    np.testing.assert_allclose(list(found["lr"].values()), history.lrs, rtol=1e-6)
+    assert found["validation/score"] == {step: 0.25 for step in range(13, 79, 13)}
+
+
+def test_a_resumed_run_says_from_which_step_the_old_curve_is_void(tmp_path):
+    board, folder = tmp_path / "board", tmp_path / "run"
+    with pytest.raises(Stop):
+        toy["train"](folder, broken_at(20), every=8, log_dir=board)
+    first = scalars(board)["loss"]
+    assert list(first) == list(range(1, 20)), "what was logged before the break is on the disk"
+    _, history = toy["train"](folder, every=8, log_dir=board)
+    [_, second] = sorted(board.iterdir())
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    events = list(EventFileLoader(str(second)).Load())
+    assert any(e.session_log.status and e.step == 17 for e in events)
+    assert list(scalars(board)["loss"])[-1] == history.steps[-1]
+
+
+def test_log_dir_without_tensorboard_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard") as e:
+        toy["train"](log_dir=tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_ddp_wrapped_models_are_refused():
+    wrapped = torch.nn.parallel.DistributedDataParallel.__new__(
+        torch.nn.parallel.DistributedDataParallel)
+    torch.nn.Module.__init__(wrapped)
+    with pytest.raises(UserError, match="DistributedDataParallel"):
+        fit(wrapped, toy["Rows"](), toy["loss"], epochs=1)
+
+
 def test_bf16_autocast_trains():
     _, history = toy["train"](autocast="bf16", patience=None)
     _, plain = toy["train"](patience=None)
