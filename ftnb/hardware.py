@@ -315,14 +315,16 @@ def _norm(n, d):
 
 def _attention(c, B, T, size, masked):
     "Fused without dropout; with it, torch's CPU route goes by way of (B, H, T, T) in float32."
-    nd, rows, square = B * T * c.hidden_size, B * T * c.num_attention_heads, 4 * T
-    square *= rows
+    nd, rows = B * T * c.hidden_size, B * T * c.num_attention_heads
+    square = 4 * rows * T
     if not c.attention_probs_dropout_prob:
         kept = 4 * nd * size + 4 * rows + masked * B * T * size
         return Operation("attention", kept, 0, 4 * nd * T, (nd * size,), rows * T,
                          short=size == 2)
+    looked_at = size == 4 and 1 in (B, c.num_attention_heads)  # then v is a view of q, k and v
+    kept = 4 * nd * (5 if looked_at else 3) + 3 * square
     made = (4 * nd,) * 5 + (square,) * 4
-    return Operation("attention", 12 * nd + 3 * square, 0, 4 * nd * T, made, rows * T, rows * T)
+    return Operation("attention", kept, 0, 4 * nd * T, made, rows * T, rows * T)
 
 
 def _layer(c, B, T, size, masked):
