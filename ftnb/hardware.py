@@ -472,7 +472,7 @@ def accumulate_gradients(
 # %% ../nbs/25_hardware.ipynb #2b424d69
 MOMENTS = {"adamw": 2, "adagrad": 1, "sgd": 0}  # numbers that an optimiser keeps for each weight
 KEPT_BLOCK = 32 << 20  # bytes: larger blocks go back to the system when freed (glibc, at most)
-OWN_BLOCK = 1 << 20  # the same after `give_back_memory()`
+OWN_BLOCK = 1 << 17  # the same after `give_back_memory()`
 
 
 @dataclass(frozen=True)
@@ -595,7 +595,7 @@ def _measure(
     _step_seconds(tiny, made, torch.ones(2, 8).long(), torch.ones(2).long(), 1, autocast)
     config = BertConfig(**config)
     ids = torch.randint(0, config.vocab_size, (batch, length))
-    with Cost(0.001) as cost:
+    with Cost(0.005) as cost:
         model = FirstTokenClassifier(config).train()
         if checkpointing:
             checkpoint_layers(model.bert)
