@@ -171,6 +171,11 @@ class Ceilings:
     device: str = "cpu"
     threads: int = 1  # of the processor
 
+
+def _linear_products(x, weight, gradient):
+    "The three products of a linear layer: forwards, for its input, for its weight."
+    return nn.functional.linear(x, weight), gradient @ weight, gradient.T @ x
+
 # %% ../nbs/25_hardware.ipynb #49a58ce7
 def _rate(amount, work, seconds, wait):
     "`amount` over the fastest run of `work` among those that fit into `seconds`."
@@ -183,11 +188,6 @@ def _rate(amount, work, seconds, wait):
         best = best if end is None else min(best, now - began)  # the first run warms up
         end = end or now + seconds
     return amount / min(best, now - began)
-
-
-def _linear_products(x, weight, gradient):
-    "The three products of a linear layer: forwards, for its input, for its weight."
-    return nn.functional.linear(x, weight), gradient @ weight, gradient.T @ x
 
 
 def ceilings(
@@ -584,7 +584,7 @@ def _step_seconds(model, optimizers, ids, labels, accumulate, autocast):
         optimizer.zero_grad()
     return time.perf_counter() - began
 
-
+# %% ../nbs/25_hardware.ipynb #555c0999
 def _measure(
     config, batch, length, steps, threads, optimizer, accumulate, autocast, checkpointing, give_back
 ):
@@ -607,7 +607,7 @@ def _measure(
     spent = [_step_seconds(*rest) for _ in range(steps)]  # nobody looks at the memory meanwhile
     return {"peak": cost.peak_mb * 1e6, "seconds": min(spent), "given_back": bool(given)}
 
-# %% ../nbs/25_hardware.ipynb #555c0999
+
 def measure_step(
     config: BertConfig,
     batch: int,  # texts to an optimiser step
