@@ -584,7 +584,7 @@ def _step_seconds(model, optimizers, ids, labels, accumulate, autocast):
         optimizer.zero_grad()
     return time.perf_counter() - began
 
-# %% ../nbs/25_hardware.ipynb #555c0999
+
 def _measure(
     config, batch, length, steps, threads, optimizer, accumulate, autocast, checkpointing, give_back
 ):
@@ -595,10 +595,9 @@ def _measure(
     tiny = FirstTokenClassifier(BertConfig(9, 8, 1, 2, 8, 8))  # loads what torch loads on first use
     made = make_optimizers(tiny, optimizer, 1e-4, 0.01)
     _step_seconds(tiny, made, torch.ones(2, 8).long(), torch.ones(2).long(), 1, autocast)
-    config = BertConfig(**config)
-    ids = torch.randint(0, config.vocab_size, (batch, length))
+    ids = torch.randint(0, config["vocab_size"], (batch, length))
     with Cost(0.005) as cost:
-        model = FirstTokenClassifier(config).train()
+        model = FirstTokenClassifier(BertConfig(**config)).train()
         if checkpointing:
             checkpoint_layers(model.bert)
         optimizers = make_optimizers(model, optimizer, 1e-4, 0.01)
@@ -607,7 +606,7 @@ def _measure(
     spent = [_step_seconds(*rest) for _ in range(steps)]  # nobody looks at the memory meanwhile
     return {"peak": cost.peak_mb * 1e6, "seconds": min(spent), "given_back": bool(given)}
 
-
+# %% ../nbs/25_hardware.ipynb #555c0999
 def measure_step(
     config: BertConfig,
     batch: int,  # texts to an optimiser step
