@@ -63,12 +63,16 @@ def matmul_serial(
 
 # %% ../nbs/25_hardware.ipynb #46e8c38f
 @compiled
+def _add_scaled(row, x, w):
+    for j in range(len(row)):
+        row[j] += x * w[j]
+
+
+@compiled
 def _vectorised(a, b, c):
     for i in range(a.shape[0]):
         for k in range(a.shape[1]):
-            x = a[i, k]
-            for j in range(b.shape[1]):
-                c[i, j] += x * b[k, j]
+            _add_scaled(c[i], a[i, k], b[k])
 
 
 def matmul_vectorised(
@@ -91,23 +95,22 @@ def _add_four(row, x, w0, w1, w2, w3):
 
 
 @compiled
-def _row_by_panel(a, panel, row):  # a: the numbers of one row that meet the panel
-    whole = len(a) - len(a) % 4
-    for k in range(0, whole, 4):
-        x = (a[k], a[k + 1], a[k + 2], a[k + 3])
-        _add_four(row, x, panel[k], panel[k + 1], panel[k + 2], panel[k + 3])
-    for k in range(whole, len(a)):
-        for j in range(len(row)):
-            row[j] += a[k] * panel[k, j]
+def _row_by_panel(a, b, c, k, last, j, end):  # a and c: one row each
+    whole = last - (last - k) % 4
+    for i in range(k, whole, 4):
+        x = (a[i], a[i + 1], a[i + 2], a[i + 3])
+        _add_four(c[j:end], x, b[i, j:end], b[i + 1, j:end], b[i + 2, j:end], b[i + 3, j:end])
+    for i in range(whole, last):
+        _add_scaled(c[j:end], a[i], b[i, j:end])
 
 
 @compiled
 def _blocked(a, b, c, high, wide):
     for k in range(0, b.shape[0], high):
         for j in range(0, b.shape[1], wide):
-            panel = b[k : k + high, j : j + wide]
+            last, end = min(k + high, b.shape[0]), min(j + wide, b.shape[1])
             for i in range(a.shape[0]):
-                _row_by_panel(a[i, k : k + high], panel, c[i, j : j + wide])
+                _row_by_panel(a[i], b, c[i], k, last, j, end)
 
 
 def matmul_blocked(
@@ -260,8 +263,7 @@ def sum_of_rows(
     "For each line of `ids` the sum of those rows of the table."
     for i in range(ids.shape[0]):
         for k in range(ids.shape[1]):
-            for j in range(table.shape[1]):
-                out[i, j] += table[ids[i, k], j]
+            _add_scaled(out[i], np.float32(1), table[ids[i, k]])
 
 # %% ../nbs/25_hardware.ipynb #84c7e213
 def amdahl(
