@@ -6,7 +6,8 @@
 __all__ = ['MINILM', 'MINILM_REVISION', 'MINILM_SHA256', 'MINILM_PACKAGE', 'CHECKPOINT_FILES', 'ACTIVATIONS', 'PUBLISHED',
            'PUBLISHED_LAYER', 'QKV', 'known_digest', 'weight_files', 'find_checkpoint', 'BertConfig', 'load_tokenizer',
            'unknown_share', 'Embeddings', 'SelfAttention', 'Layer', 'Bert', 'published_names', 'load_bert', 'save_bert',
-           'mean_pool', 'batches_by_length', 'pad', 'token_ids', 'encode_ids', 'Encoder']
+           'MaskedTokenHead', 'BertForPreTraining', 'mean_pool', 'batches_by_length', 'pad', 'token_ids', 'encode_ids',
+           'Encoder']
 
 # %% ../nbs/22_bert.ipynb #f3684860
 import dataclasses
@@ -312,9 +313,10 @@ class Bert(nn.Module):
 
 # %% ../nbs/22_bert.ipynb #bf819133
 def _initialise(module, deviation: float):
-    "Small normal weights, zero biases; the norms start as they are (Devlin et al., their code)."
+    "Normal weights cut at two deviations, zero biases (Devlin et al., their published code)."
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=deviation)
+        edge = 2 * deviation
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-edge, b=edge)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 
@@ -333,6 +335,10 @@ PUBLISHED = {
     "embeddings.segment": "embeddings.token_type_embeddings",
     "embeddings.norm": "embeddings.LayerNorm",
     "pooler": "pooler.dense",
+    "predictions.transform": "cls.predictions.transform.dense",
+    "predictions.norm": "cls.predictions.transform.LayerNorm",
+    "predictions": "cls.predictions",
+    "relation": "cls.seq_relationship",
 }
 PUBLISHED_LAYER = {
     "attention.out": "attention.output.dense",
@@ -347,8 +353,8 @@ QKV = [f"attention.self.{name}" for name in ("query", "key", "value")]
 def published_names(
     name: str,  # of a parameter of ours
 ) -> list[str]:  # one published name, or three that are joined
-    "The published names of a parameter of `Bert`."
-    stem, _, last = name.rpartition(".")  # last: weight or bias
+    "The published names of a parameter of `Bert` or `BertForPreTraining`."
+    stem, _, last = name.removeprefix("bert.").rpartition(".")  # last: weight or bias
     if not stem.startswith("layers."):
         return [f"{PUBLISHED[stem]}.{last}"]
     _, i, part = stem.split(".", 2)
@@ -361,12 +367,17 @@ def load_bert(folder: Path) -> Bert:
     config, stored = BertConfig.from_pretrained(folder), _read_weights(folder)
     with torch.device("meta"):  # shapes only: no time is spent on random weights
         model = Bert(config, pooler="pooler.dense.weight" in stored)
+    return _filled(model, stored, folder)
+
+
+def _filled(model: nn.Module, stored: dict, folder: Path) -> nn.Module:
+    "Give a model, which has shapes only, the stored tensors; in evaluation mode and float32."
     state = {}
     for name, wanted in model.state_dict().items():
         parts = [stored.get(p) for p in published_names(name)]
         if any(p is None for p in parts):
             lacking = published_names(name)[0]
-            raise UserError(f"no tensor {lacking} in {folder}: use a BERT checkpoint")
+            raise UserError(f"no tensor {lacking} in {folder}: use a BERT checkpoint that has it")
         state[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).float()
         if state[name].shape != wanted.shape:
             raise UserError(
@@ -397,16 +408,90 @@ def _renamed(name: str, pairs) -> str:
 # %% ../nbs/22_bert.ipynb #4076bd58
 def save_bert(model: Bert, folder: Path):
     "Write a model so that `AutoModel.from_pretrained(folder)` loads it."
+    _write_checkpoint(_published_state(model), model.config, "BertModel", folder)
+
+
+def _published_state(model: nn.Module) -> dict:
+    "The tensors of a model under their published names, the joined ones apart again."
     published = {}
     for name, tensor in model.state_dict().items():
         names = published_names(name)
         parts = tensor.detach().cpu().chunk(len(names))
         published |= {n: p.contiguous().clone() for n, p in zip(names, parts, strict=True)}
-    about = {"architectures": ["BertModel"], "model_type": "bert"}
-    about |= dataclasses.asdict(model.config) | {"position_embedding_type": "absolute"}
+    return published
+
+
+def _write_checkpoint(published: dict, config: BertConfig, architecture: str, folder: Path):
+    about = {"architectures": [architecture], "model_type": "bert"}
+    about |= dataclasses.asdict(config) | {"position_embedding_type": "absolute"}
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(published, temporary, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(about, indent=1) + "\n")
+
+# %% ../nbs/22_bert.ipynb #8a125ce9
+class MaskedTokenHead(nn.Module):
+    "Vectors to one score for each token; the rows are those of the embedding (tied weights)."
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, hidden, rows):  # hidden (..., D), rows (V, D) -> (..., V)
+        return F.linear(self.norm(self.act(self.transform(hidden))), rows, self.bias)
+
+# %% ../nbs/22_bert.ipynb #aebf37dc
+class BertForPreTraining(nn.Module):
+    "The encoder with its two questions: which token was hidden, and does the second text follow."
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.bert = Bert(config)
+        self.predictions = MaskedTokenHead(config)
+        self.relation = nn.Linear(config.hidden_size, 2)  # 0: follows, 1: does not
+        for head in (self.predictions, self.relation):
+            head.apply(lambda module: _initialise(module, config.initializer_range))
+
+    def forward(
+        self,
+        ids,  # (B, T) integers
+        mask=None,  # (B, T), 0 where padded; None: nothing is padded
+        segments=None,  # (B, T), 0 for the first text and 1 for the second; None: all 0
+        positions_of_masked=None,  # (M,) integers b * T + t; None: every token
+    ):  # -> scores of tokens (M, V), or (B, T, V) for every token; scores of the relation (B, 2)
+        hidden = self.bert(ids, mask, segments)
+        asked = hidden
+        if positions_of_masked is not None:
+            asked = hidden.flatten(0, 1)[positions_of_masked]
+        scores = self.predictions(asked, self.bert.embeddings.token.weight)
+        return scores, self.relation(self.bert.pool(hidden))
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None):
+        "Weights of the encoder and both heads, in evaluation mode and float32."
+        return _load_for_pretraining(cls, find_checkpoint(name_or_path, revision))
+
+    def save_pretrained(self, folder: str | Path):
+        "Write config.json and model.safetensors; Transformers' class of this name loads them."
+        state = _published_state(self)
+        state = {n if n.startswith("cls.") else f"bert.{n}": t for n, t in state.items()}
+        _write_checkpoint(state, self.config, type(self).__name__, Path(folder))
+
+# %% ../nbs/22_bert.ipynb #011eb060
+def _load_for_pretraining(kind, folder: Path) -> BertForPreTraining:
+    config, stored = BertConfig.from_pretrained(folder), _read_weights(folder)
+    table = "embeddings.word_embeddings.weight"
+    decoder = stored.get("cls.predictions.decoder.weight")
+    if decoder is not None and table in stored and not torch.equal(decoder, stored[table]):
+        raise UserError(f"{folder} has a decoder of its own: only tied weights can be loaded")
+    if "cls.predictions.decoder.bias" in stored:  # a second name of the same numbers
+        stored.setdefault("cls.predictions.bias", stored["cls.predictions.decoder.bias"])
+    with torch.device("meta"):
+        model = kind(config)
+    return _filled(model, stored, folder)
 
 # %% ../nbs/22_bert.ipynb #11cafce3
 def mean_pool(
