@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['plain_text', 'pack', 'Masking', 'choose_positions', 'corrupt', 'Rows', 'MaskedRows', 'masked_batch', 'new_model',
-           'masked_loss', 'split_sentences', 'encode_sentences', 'sentence_pairs', 'pretraining_loss',
-           'mixture_weights', 'NeighbourCounts', 'pretrain', 'evaluate', 'start_from_counts', 'save_checkpoint',
-           'with_new_heads']
+           'masked_loss', 'split_sentences', 'encode_sentences', 'sentence_pairs', 'mixture_weights', 'NeighbourCounts',
+           'pretraining_loss', 'pretrain', 'evaluate', 'start_from_counts', 'save_checkpoint', 'with_new_heads']
 
-# %% ../nbs/23_pretrain.ipynb #5e97c0cc
+# %% ../nbs/23_pretrain.ipynb #f2024b37
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,15 @@ from .text import check_texts, compiled
 from .train import History, fit, to_device
 from .wordpiece import SPECIAL, WordPiece
 
-# %% ../nbs/23_pretrain.ipynb #c9559b9c
+# %% ../nbs/23_pretrain.ipynb #d2073754
 def plain_text(
     text: str,  # of wikitext2, or any other
 ) -> str:
-    "Undo the marks @-@ @,@ @.@ and <unk> of the WikiText preparation; other texts stay."
+    "Undo the marks @-@ @,@ @.@ and <unk> of the WikiText preparation; no text may spell [MASK]."
+    text = re.sub(r"\[(PAD|UNK|CLS|SEP|MASK)\]", lambda found: found[0].lower(), text)
     return re.sub(r" @([-,.])@ ", r"\1", text).replace("<unk>", "[UNK]")
 
-# %% ../nbs/23_pretrain.ipynb #166fb8de
+# %% ../nbs/23_pretrain.ipynb #69a6b252
 def pack(
     ids,  # int32: the pieces of all documents, without special ones
     offsets,  # int64 (n + 1,): document i is ids[offsets[i]:offsets[i + 1]]
@@ -46,7 +46,7 @@ def pack(
     body = stream[: len(stream) // (length - 1) * (length - 1)].reshape(-1, length - 1)
     return np.insert(body, 0, first, axis=1)
 
-# %% ../nbs/23_pretrain.ipynb #ba87d272
+# %% ../nbs/23_pretrain.ipynb #25c69885
 @compiled
 def _choose(words, ordinary, order, share):
     "words (B, T): first position of each position's word; order (B, T): a permutation of 0..T-1."
@@ -72,7 +72,7 @@ def _choose(words, ordinary, order, share):
             chosen[b, t] = ordinary[b, t] and take[words[b, t]]
     return chosen
 
-# %% ../nbs/23_pretrain.ipynb #108cd527
+# %% ../nbs/23_pretrain.ipynb #83784b69
 @dataclass
 class Masking:
     "How tokens are hidden; the defaults are BERT's (Devlin et al. 2019, section 3.1)."
@@ -103,7 +103,7 @@ class Masking:
         return cls(len(begins), special, tokenizer.number["[MASK]"],
                    begins if whole_words else None, **shares)
 
-# %% ../nbs/23_pretrain.ipynb #1aed6736
+# %% ../nbs/23_pretrain.ipynb #00242b07
 def choose_positions(
     ids,  # (B, T) integers
     masking: Masking,
@@ -120,7 +120,7 @@ def choose_positions(
         words = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     return _choose(words, masking.hideable[ids], order, masking.share)
 
-# %% ../nbs/23_pretrain.ipynb #b44fea5e
+# %% ../nbs/23_pretrain.ipynb #49f1347d
 def corrupt(
     ids,  # (B, T) integers
     chosen,  # (B, T) bool
@@ -134,7 +134,7 @@ def corrupt(
     ids[chosen] = np.select(fates, [masking.mask_id, swap], ids[chosen])
     return ids
 
-# %% ../nbs/23_pretrain.ipynb #8c0714e6
+# %% ../nbs/23_pretrain.ipynb #728d2503
 @dataclass
 class Rows:
     "Rows of pieces of equal length; for pairs of sentences also which is which."
@@ -172,7 +172,7 @@ class MaskedRows:
     def batch(self, indices) -> dict:  # tensors: see `masked_batch`
         return masked_batch(self.rows.take(indices), self.masking, self.generator)
 
-# %% ../nbs/23_pretrain.ipynb #313c5555
+# %% ../nbs/23_pretrain.ipynb #0e1cbd54
 def masked_batch(
     rows: Rows,  # B rows of T
     masking: Masking,
@@ -190,7 +190,7 @@ def masked_batch(
     }
     return {k: None if v is None else torch.from_numpy(v) for k, v in arrays.items()}
 
-# %% ../nbs/23_pretrain.ipynb #83cfe8fe
+# %% ../nbs/23_pretrain.ipynb #d2464405
 def new_model(
     vocab_size: int,  # V
     length: int,  # longest row, in pieces
@@ -200,13 +200,24 @@ def new_model(
     dropout: float = 0.0,  # rows are met a few times only: there is nothing to memorise
     seed: int = 0,
 ) -> BertForPreTraining:
-    "A BERT with random weights whose spread suits its width: 0.02 at 768, as published."
+    "A BERT with random weights whose spread suits its width; its positions begin as waves."
     config = BertConfig(vocab_size, width, layers, heads, 4 * width, length,
                         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-                        initializer_range=0.02 * (768 / width) ** 0.5)
+                        initializer_range=0.02 * (768 / width) ** 0.5)  # 0.02 as published
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BertForPreTraining(config)
+        model = BertForPreTraining(config)
+    with torch.no_grad():
+        spread = config.initializer_range * 2**0.5  # of a wave: its mean square is half
+        model.bert.embeddings.position.weight.copy_(spread * _waves(length, width))
+    return model
+
+
+def _waves(length: int, width: int):  # -> (length, width) between -1 and 1
+    "Sines and cosines of falling frequency (Vaswani et al. 2017, section 3.5)."
+    frequency = 10_000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(length)[:, None] * frequency
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
 def masked_loss(model, batch: dict):  # -> scalar
@@ -214,7 +225,7 @@ def masked_loss(model, batch: dict):  # -> scalar
     parts = (batch[k] for k in ("ids", "mask", "segments", "positions"))
     return F.cross_entropy(model(*parts)[0], batch["targets"])
 
-# %% ../nbs/23_pretrain.ipynb #be016bb9
+# %% ../nbs/23_pretrain.ipynb #a273f980
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?![a-z])|(?<=[。！？])|\n\s*\n")
 
 
@@ -235,7 +246,7 @@ def encode_sentences(
     counts = np.bincount(owner[full], minlength=len(per_text))
     return ids, np.append(offsets[:-1][full], len(ids)), np.cumsum([0, *counts[counts > 0]])
 
-# %% ../nbs/23_pretrain.ipynb #2de33735
+# %% ../nbs/23_pretrain.ipynb #731321e8
 def _run_end(sizes: list, start: int, stop: int, room: int) -> int:
     "Where the longest run of sentences from `start` ends that fits into `room`; one at least."
     end, total = start + 1, sizes[start]
@@ -264,7 +275,7 @@ def _draw_pairs(sizes: list, docs: list, room: int, rng) -> list:
             start = cut
     return pairs
 
-# %% ../nbs/23_pretrain.ipynb #82fb7a2d
+# %% ../nbs/23_pretrain.ipynb #5f6e77fd
 def sentence_pairs(
     ids,  # as from `encode_sentences`
     offsets,  # (S + 1,)
@@ -290,16 +301,7 @@ def sentence_pairs(
     unrelated = np.array([pair[4] for pair in pairs], np.int64)
     return Rows(rows[order], segments.astype(np.uint8)[order], unrelated[order], pad_id)
 
-# %% ../nbs/23_pretrain.ipynb #47625bdb
-def pretraining_loss(model, batch: dict):  # -> scalar
-    "The sum of both losses of BERT, each a mean: over hidden tokens, and over pairs."
-    if batch["unrelated"] is None:
-        raise UserError("the next-sentence loss needs pairs: make the rows with sentence_pairs")
-    parts = (batch[k] for k in ("ids", "mask", "segments", "positions"))
-    scores, relation = model(*parts)
-    return F.cross_entropy(scores, batch["targets"]) + F.cross_entropy(relation, batch["unrelated"])
-
-# %% ../nbs/23_pretrain.ipynb #e7f9fbe5
+# %% ../nbs/23_pretrain.ipynb #bfbf7027
 def mixture_weights(
     P,  # (n, k): what each of k guesses gave to what came
     rounds: int = 100,
@@ -311,7 +313,22 @@ def mixture_weights(
         weights = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
     return weights
 
-# %% ../nbs/23_pretrain.ipynb #4a9bd1e9
+
+def _followers(context, token, asked, V):
+    "Sorted codes context * V + token with their counts, and how often each context was met."
+    keep = asked[token]
+    codes, times = np.unique(context[keep] * V + token[keep], return_counts=True)
+    return codes, times, np.bincount(context[keep], minlength=V)
+
+
+def _share(side, context, token, V):  # -> (M,), nan where the context was never met
+    codes, times, met = side
+    wanted = context * V + token
+    at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+    with np.errstate(invalid="ignore"):
+        return np.where(codes[at] == wanted, times[at], 0) / met[context]
+
+# %% ../nbs/23_pretrain.ipynb #d64c3daf
 class NeighbourCounts:
     "Guess a hidden token from counts of tokens and of neighbours."
 
@@ -347,22 +364,16 @@ class NeighbourCounts:
         return {name: float(-np.log(P[:, :k] @ self.weights[k]).mean())
                 for k, name in enumerate(names, start=1)}
 
-# %% ../nbs/23_pretrain.ipynb #e96ec421
-def _followers(context, token, asked, V):
-    "Sorted codes context * V + token with their counts, and how often each context was met."
-    keep = asked[token]
-    codes, times = np.unique(context[keep] * V + token[keep], return_counts=True)
-    return codes, times, np.bincount(context[keep], minlength=V)
+# %% ../nbs/23_pretrain.ipynb #9907d78b
+def pretraining_loss(model, batch: dict):  # -> scalar
+    "The sum of both losses of BERT, each a mean: over hidden tokens, and over pairs."
+    if batch["unrelated"] is None:
+        raise UserError("the next-sentence loss needs pairs: make the rows with sentence_pairs")
+    parts = (batch[k] for k in ("ids", "mask", "segments", "positions"))
+    scores, relation = model(*parts)
+    return F.cross_entropy(scores, batch["targets"]) + F.cross_entropy(relation, batch["unrelated"])
 
 
-def _share(side, context, token, V):  # -> (M,), nan where the context was never met
-    codes, times, met = side
-    wanted = context * V + token
-    at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-    with np.errstate(invalid="ignore"):
-        return np.where(codes[at] == wanted, times[at], 0) / met[context]
-
-# %% ../nbs/23_pretrain.ipynb #b39df553
 def pretrain(
     model: BertForPreTraining,  # trained in place
     rows: Rows,
@@ -382,7 +393,7 @@ def pretrain(
     loss = pretraining_loss if next_sentence else masked_loss
     return fit(model, MaskedRows(rows, masking, seed), loss, epochs=epochs, seed=seed, **options)
 
-# %% ../nbs/23_pretrain.ipynb #bca487de
+# %% ../nbs/23_pretrain.ipynb #d1259a37
 @torch.inference_mode()
 def evaluate(
     model: BertForPreTraining,
@@ -402,7 +413,7 @@ def evaluate(
         said |= {"pair_loss": pair_loss / pairs, "pair_accuracy": pair_right / pairs}
     return {k: v if k == "n" else float(v) for k, v in said.items()}
 
-# %% ../nbs/23_pretrain.ipynb #de4e3721
+# %% ../nbs/23_pretrain.ipynb #93c3dbc0
 def _some_rows(questions: dict, a: int, b: int, T: int) -> dict:
     "Rows a to b of a large batch, positions counted anew."
     own = {k: None if v is None else v[a:b] for k, v in questions.items()}
@@ -428,7 +439,7 @@ def start_from_counts(
     model.predictions.bias.copy_(p.clamp(min=1e-6).log())
     return model
 
-# %% ../nbs/23_pretrain.ipynb #8eb5f6ad
+# %% ../nbs/23_pretrain.ipynb #3ca2da18
 def save_checkpoint(
     model: BertForPreTraining,
     tokenizer: WordPiece,
@@ -445,7 +456,7 @@ def save_checkpoint(
     write_text(folder / "tokenizer_config.json", f'{{"do_lower_case": {lower}}}\n')
     return folder
 
-# %% ../nbs/23_pretrain.ipynb #9397fc4f
+
 def with_new_heads(
     body: Bert,  # not copied: trained along, unless frozen
     seed: int = 0,

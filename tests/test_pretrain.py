@@ -78,6 +78,7 @@ def test_packing_of_nothing_and_of_too_short_rows():
 def test_wikitext_marks():
     assert P.plain_text("1 @,@ 000 well @-@ known 3 @.@ 5 <unk>") == "1,000 well-known 3.5 [UNK]"
     assert P.plain_text("a @ b @decorator") == "a @ b @decorator"
+    assert P.plain_text("[CLS] a [MASK]") == "[cls] a [mask]"
 
 
 # --- masking --------------------------------------------------------------------------------------
