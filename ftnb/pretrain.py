@@ -7,7 +7,7 @@ __all__ = ['plain_text', 'pack', 'Masking', 'choose_positions', 'corrupt', 'Rows
            'masked_loss', 'split_sentences', 'encode_sentences', 'sentence_pairs', 'mixture_weights', 'NeighbourCounts',
            'pretraining_loss', 'pretrain', 'evaluate', 'start_from_counts', 'save_checkpoint', 'with_new_heads']
 
-# %% ../nbs/23_pretrain.ipynb #f2024b37
+# %% ../nbs/23_pretrain.ipynb #b6c21146
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .text import check_texts, compiled
 from .train import History, fit, to_device
 from .wordpiece import SPECIAL, WordPiece
 
-# %% ../nbs/23_pretrain.ipynb #d2073754
+# %% ../nbs/23_pretrain.ipynb #610bbd31
 def plain_text(
     text: str,  # of wikitext2, or any other
 ) -> str:
@@ -30,7 +30,7 @@ def plain_text(
     text = re.sub(r"\[(PAD|UNK|CLS|SEP|MASK)\]", lambda found: found[0].lower(), text)
     return re.sub(r" @([-,.])@ ", r"\1", text).replace("<unk>", "[UNK]")
 
-# %% ../nbs/23_pretrain.ipynb #69a6b252
+# %% ../nbs/23_pretrain.ipynb #d14ec7d3
 def pack(
     ids,  # int32: the pieces of all documents, without special ones
     offsets,  # int64 (n + 1,): document i is ids[offsets[i]:offsets[i + 1]]
@@ -46,7 +46,7 @@ def pack(
     body = stream[: len(stream) // (length - 1) * (length - 1)].reshape(-1, length - 1)
     return np.insert(body, 0, first, axis=1)
 
-# %% ../nbs/23_pretrain.ipynb #25c69885
+# %% ../nbs/23_pretrain.ipynb #610d78fd
 @compiled
 def _choose(words, ordinary, order, share):
     "words (B, T): first position of each position's word; order (B, T): a permutation of 0..T-1."
@@ -72,7 +72,7 @@ def _choose(words, ordinary, order, share):
             chosen[b, t] = ordinary[b, t] and take[words[b, t]]
     return chosen
 
-# %% ../nbs/23_pretrain.ipynb #83784b69
+# %% ../nbs/23_pretrain.ipynb #655185f6
 @dataclass
 class Masking:
     "How tokens are hidden; the defaults are BERT's (Devlin et al. 2019, section 3.1)."
@@ -103,7 +103,7 @@ class Masking:
         return cls(len(begins), special, tokenizer.number["[MASK]"],
                    begins if whole_words else None, **shares)
 
-# %% ../nbs/23_pretrain.ipynb #00242b07
+# %% ../nbs/23_pretrain.ipynb #68c4c94c
 def choose_positions(
     ids,  # (B, T) integers
     masking: Masking,
@@ -120,7 +120,7 @@ def choose_positions(
         words = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     return _choose(words, masking.hideable[ids], order, masking.share)
 
-# %% ../nbs/23_pretrain.ipynb #49f1347d
+# %% ../nbs/23_pretrain.ipynb #8c90057f
 def corrupt(
     ids,  # (B, T) integers
     chosen,  # (B, T) bool
@@ -134,7 +134,7 @@ def corrupt(
     ids[chosen] = np.select(fates, [masking.mask_id, swap], ids[chosen])
     return ids
 
-# %% ../nbs/23_pretrain.ipynb #728d2503
+# %% ../nbs/23_pretrain.ipynb #df2a0955
 @dataclass
 class Rows:
     "Rows of pieces of equal length; for pairs of sentences also which is which."
@@ -172,7 +172,7 @@ class MaskedRows:
     def batch(self, indices) -> dict:  # tensors: see `masked_batch`
         return masked_batch(self.rows.take(indices), self.masking, self.generator)
 
-# %% ../nbs/23_pretrain.ipynb #0e1cbd54
+# %% ../nbs/23_pretrain.ipynb #9ea60af7
 def masked_batch(
     rows: Rows,  # B rows of T
     masking: Masking,
@@ -190,7 +190,7 @@ def masked_batch(
     }
     return {k: None if v is None else torch.from_numpy(v) for k, v in arrays.items()}
 
-# %% ../nbs/23_pretrain.ipynb #d2464405
+# %% ../nbs/23_pretrain.ipynb #006f4c43
 def new_model(
     vocab_size: int,  # V
     length: int,  # longest row, in pieces
@@ -225,7 +225,7 @@ def masked_loss(model, batch: dict):  # -> scalar
     parts = (batch[k] for k in ("ids", "mask", "segments", "positions"))
     return F.cross_entropy(model(*parts)[0], batch["targets"])
 
-# %% ../nbs/23_pretrain.ipynb #a273f980
+# %% ../nbs/23_pretrain.ipynb #36a3a197
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?![a-z])|(?<=[。！？])|\n\s*\n")
 
 
@@ -246,7 +246,7 @@ def encode_sentences(
     counts = np.bincount(owner[full], minlength=len(per_text))
     return ids, np.append(offsets[:-1][full], len(ids)), np.cumsum([0, *counts[counts > 0]])
 
-# %% ../nbs/23_pretrain.ipynb #731321e8
+# %% ../nbs/23_pretrain.ipynb #bdfeb388
 def _run_end(sizes: list, start: int, stop: int, room: int) -> int:
     "Where the longest run of sentences from `start` ends that fits into `room`; one at least."
     end, total = start + 1, sizes[start]
@@ -275,7 +275,7 @@ def _draw_pairs(sizes: list, docs: list, room: int, rng) -> list:
             start = cut
     return pairs
 
-# %% ../nbs/23_pretrain.ipynb #5f6e77fd
+# %% ../nbs/23_pretrain.ipynb #5c08285d
 def sentence_pairs(
     ids,  # as from `encode_sentences`
     offsets,  # (S + 1,)
@@ -301,7 +301,7 @@ def sentence_pairs(
     unrelated = np.array([pair[4] for pair in pairs], np.int64)
     return Rows(rows[order], segments.astype(np.uint8)[order], unrelated[order], pad_id)
 
-# %% ../nbs/23_pretrain.ipynb #bfbf7027
+# %% ../nbs/23_pretrain.ipynb #d1b5961a
 def mixture_weights(
     P,  # (n, k): what each of k guesses gave to what came
     rounds: int = 100,
@@ -328,7 +328,7 @@ def _share(side, context, token, V):  # -> (M,), nan where the context was never
     with np.errstate(invalid="ignore"):
         return np.where(codes[at] == wanted, times[at], 0) / met[context]
 
-# %% ../nbs/23_pretrain.ipynb #d64c3daf
+# %% ../nbs/23_pretrain.ipynb #0c4ec0fa
 class NeighbourCounts:
     "Guess a hidden token from counts of tokens and of neighbours."
 
@@ -364,7 +364,7 @@ class NeighbourCounts:
         return {name: float(-np.log(P[:, :k] @ self.weights[k]).mean())
                 for k, name in enumerate(names, start=1)}
 
-# %% ../nbs/23_pretrain.ipynb #9907d78b
+# %% ../nbs/23_pretrain.ipynb #6b4f7275
 def pretraining_loss(model, batch: dict):  # -> scalar
     "The sum of both losses of BERT, each a mean: over hidden tokens, and over pairs."
     if batch["unrelated"] is None:
@@ -393,7 +393,7 @@ def pretrain(
     loss = pretraining_loss if next_sentence else masked_loss
     return fit(model, MaskedRows(rows, masking, seed), loss, epochs=epochs, seed=seed, **options)
 
-# %% ../nbs/23_pretrain.ipynb #d1259a37
+# %% ../nbs/23_pretrain.ipynb #71fb92fe
 @torch.inference_mode()
 def evaluate(
     model: BertForPreTraining,
@@ -413,7 +413,7 @@ def evaluate(
         said |= {"pair_loss": pair_loss / pairs, "pair_accuracy": pair_right / pairs}
     return {k: v if k == "n" else float(v) for k, v in said.items()}
 
-# %% ../nbs/23_pretrain.ipynb #93c3dbc0
+# %% ../nbs/23_pretrain.ipynb #1fec5270
 def _some_rows(questions: dict, a: int, b: int, T: int) -> dict:
     "Rows a to b of a large batch, positions counted anew."
     own = {k: None if v is None else v[a:b] for k, v in questions.items()}
@@ -439,7 +439,7 @@ def start_from_counts(
     model.predictions.bias.copy_(p.clamp(min=1e-6).log())
     return model
 
-# %% ../nbs/23_pretrain.ipynb #3ca2da18
+# %% ../nbs/23_pretrain.ipynb #c9c2586f
 def save_checkpoint(
     model: BertForPreTraining,
     tokenizer: WordPiece,
