@@ -7,7 +7,7 @@ __all__ = ['plain_text', 'pack', 'Masking', 'choose_positions', 'corrupt', 'Rows
            'masked_loss', 'split_sentences', 'encode_sentences', 'sentence_pairs', 'mixture_weights', 'NeighbourCounts',
            'pretraining_loss', 'pretrain', 'evaluate', 'start_from_counts', 'save_checkpoint', 'with_new_heads']
 
-# %% ../nbs/23_pretrain.ipynb #085d322d
+# %% ../nbs/23_pretrain.ipynb #88075bc6
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .text import check_texts, compiled
 from .train import History, fit, to_device
 from .wordpiece import SPECIAL, WordPiece
 
-# %% ../nbs/23_pretrain.ipynb #fc73d10e
+# %% ../nbs/23_pretrain.ipynb #88177a57
 def plain_text(
     text: str,  # of wikitext2, or any other
 ) -> str:
@@ -30,7 +30,7 @@ def plain_text(
     text = re.sub(r"\[(PAD|UNK|CLS|SEP|MASK)\]", lambda found: found[0].lower(), text)
     return re.sub(r" @([-,.])@ ", r"\1", text).replace("<unk>", "[UNK]")
 
-# %% ../nbs/23_pretrain.ipynb #b0eea044
+# %% ../nbs/23_pretrain.ipynb #2f1fc25e
 def pack(
     ids,  # int32: the pieces of all documents, without special ones
     offsets,  # int64 (n + 1,): document i is ids[offsets[i]:offsets[i + 1]]
@@ -46,7 +46,7 @@ def pack(
     body = stream[: len(stream) // (length - 1) * (length - 1)].reshape(-1, length - 1)
     return np.insert(body, 0, first, axis=1)
 
-# %% ../nbs/23_pretrain.ipynb #ef068ea8
+# %% ../nbs/23_pretrain.ipynb #cc809340
 @compiled
 def _choose(words, ordinary, order, share):
     "words (B, T): first position of each position's word; order (B, T): a permutation of 0..T-1."
@@ -72,7 +72,7 @@ def _choose(words, ordinary, order, share):
             chosen[b, t] = ordinary[b, t] and take[words[b, t]]
     return chosen
 
-# %% ../nbs/23_pretrain.ipynb #19ea7c09
+# %% ../nbs/23_pretrain.ipynb #d2768d76
 @dataclass
 class Masking:
     "How tokens are hidden; the defaults are BERT's (Devlin et al. 2019, section 3.1)."
@@ -103,7 +103,7 @@ class Masking:
         return cls(len(begins), special, tokenizer.number["[MASK]"],
                    begins if whole_words else None, **shares)
 
-# %% ../nbs/23_pretrain.ipynb #e69d905f
+# %% ../nbs/23_pretrain.ipynb #bdb86d09
 def choose_positions(
     ids,  # (B, T) integers
     masking: Masking,
@@ -120,7 +120,7 @@ def choose_positions(
         words = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     return _choose(words, masking.hideable[ids], order, masking.share)
 
-# %% ../nbs/23_pretrain.ipynb #2c529bdc
+# %% ../nbs/23_pretrain.ipynb #7f10f7ac
 def corrupt(
     ids,  # (B, T) integers
     chosen,  # (B, T) bool
@@ -134,7 +134,7 @@ def corrupt(
     ids[chosen] = np.select(fates, [masking.mask_id, swap], ids[chosen])
     return ids
 
-# %% ../nbs/23_pretrain.ipynb #3abb0cd3
+# %% ../nbs/23_pretrain.ipynb #9b3f42e6
 @dataclass
 class Rows:
     "Rows of pieces of equal length; for pairs of sentences also which is which."
@@ -172,7 +172,7 @@ class MaskedRows:
     def batch(self, indices) -> dict:  # tensors: see `masked_batch`
         return masked_batch(self.rows.take(indices), self.masking, self.generator)
 
-# %% ../nbs/23_pretrain.ipynb #f8fa01d1
+# %% ../nbs/23_pretrain.ipynb #7c7f279a
 def masked_batch(
     rows: Rows,  # B rows of T
     masking: Masking,
@@ -190,7 +190,7 @@ def masked_batch(
     }
     return {k: None if v is None else torch.from_numpy(v) for k, v in arrays.items()}
 
-# %% ../nbs/23_pretrain.ipynb #a8c50586
+# %% ../nbs/23_pretrain.ipynb #b106759a
 def new_model(
     vocab_size: int,  # V
     length: int,  # longest row, in pieces
@@ -225,7 +225,7 @@ def masked_loss(model, batch: dict):  # -> scalar
     parts = (batch[k] for k in ("ids", "mask", "segments", "positions"))
     return F.cross_entropy(model(*parts)[0], batch["targets"])
 
-# %% ../nbs/23_pretrain.ipynb #67e58a56
+# %% ../nbs/23_pretrain.ipynb #23270024
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?![a-z])|(?<=[。！？])|\n\s*\n")
 
 
@@ -246,7 +246,7 @@ def encode_sentences(
     counts = np.bincount(owner[full], minlength=len(per_text))
     return ids, np.append(offsets[:-1][full], len(ids)), np.cumsum([0, *counts[counts > 0]])
 
-# %% ../nbs/23_pretrain.ipynb #a8f19f95
+# %% ../nbs/23_pretrain.ipynb #04f5ea8b
 def _run_end(sizes: list, start: int, stop: int, room: int) -> int:
     "Where the longest run of sentences from `start` ends that fits into `room`; one at least."
     end, total = start + 1, sizes[start]
@@ -275,7 +275,7 @@ def _draw_pairs(sizes: list, docs: list, room: int, rng) -> list:
             start = cut
     return pairs
 
-# %% ../nbs/23_pretrain.ipynb #815dc53a
+# %% ../nbs/23_pretrain.ipynb #2d673944
 def sentence_pairs(
     ids,  # as from `encode_sentences`
     offsets,  # (S + 1,)
@@ -301,7 +301,7 @@ def sentence_pairs(
     unrelated = np.array([pair[4] for pair in pairs], np.int64)
     return Rows(rows[order], segments.astype(np.uint8)[order], unrelated[order], pad_id)
 
-# %% ../nbs/23_pretrain.ipynb #fc3c5e23
+# %% ../nbs/23_pretrain.ipynb #9ecafbb9
 def mixture_weights(
     P,  # (n, k): what each of k guesses gave to what came
     rounds: int = 100,
@@ -328,7 +328,7 @@ def _share(side, context, token, V):  # -> (M,), nan where the context was never
     with np.errstate(invalid="ignore"):
         return np.where(codes[at] == wanted, times[at], 0) / met[context]
 
-# %% ../nbs/23_pretrain.ipynb #98c79f62
+# %% ../nbs/23_pretrain.ipynb #8eec1dfb
 class NeighbourCounts:
     "Guess a hidden token from counts of tokens and of neighbours."
 
@@ -364,7 +364,7 @@ class NeighbourCounts:
         return {name: float(-np.log(P[:, :k] @ self.weights[k]).mean())
                 for k, name in enumerate(names, start=1)}
 
-# %% ../nbs/23_pretrain.ipynb #9f44e897
+# %% ../nbs/23_pretrain.ipynb #95047d51
 def pretraining_loss(model, batch: dict):  # -> scalar
     "The sum of both losses of BERT, each a mean: over hidden tokens, and over pairs."
     if batch["unrelated"] is None:
@@ -393,7 +393,7 @@ def pretrain(
     loss = pretraining_loss if next_sentence else masked_loss
     return fit(model, MaskedRows(rows, masking, seed), loss, epochs=epochs, seed=seed, **options)
 
-# %% ../nbs/23_pretrain.ipynb #ea1d37b2
+# %% ../nbs/23_pretrain.ipynb #beebde96
 @torch.inference_mode()
 def evaluate(
     model: BertForPreTraining,
@@ -413,7 +413,7 @@ def evaluate(
         said |= {"pair_loss": pair_loss / pairs, "pair_accuracy": pair_right / pairs}
     return {k: v if k == "n" else float(v) for k, v in said.items()}
 
-# %% ../nbs/23_pretrain.ipynb #12a40e93
+# %% ../nbs/23_pretrain.ipynb #92c3e43d
 def _some_rows(questions: dict, a: int, b: int, T: int) -> dict:
     "Rows a to b of a large batch, positions counted anew."
     own = {k: None if v is None else v[a:b] for k, v in questions.items()}
@@ -439,7 +439,7 @@ def start_from_counts(
     model.predictions.bias.copy_(p.clamp(min=1e-6).log())
     return model
 
-# %% ../nbs/23_pretrain.ipynb #1dd7ffae
+# %% ../nbs/23_pretrain.ipynb #46fa9a15
 def save_checkpoint(
     model: BertForPreTraining,
     tokenizer: WordPiece,
