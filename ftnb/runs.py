@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MIME', 'record', 'recorded', 'find_notebook', 'parameters_of', 'size_parameters', 'check_parameters', 'git_state',
-           'make_record', 'NotebookFailed', 'run_notebook', 'keep_measured', 'measured', 'render']
+           'make_record', 'NotebookFailed', 'run_notebook', 'keep_measured', 'measured', 'few_colours', 'render']
 
 # %% ../nbs/04_runs.ipynb #669b45ea
+import base64
 import contextlib
 import datetime
+import io
 import json
 import os
 import shutil
@@ -277,6 +279,21 @@ def measured(
         raise UserError(f"no measured result {name!r}; there are: {known}")
     return json.loads(path.read_text("utf-8"))
 
+# %% ../nbs/04_runs.ipynb #few-colours
+def few_colours(
+    png: str,  # base64, as notebooks keep it
+    n: int = 128,  # colours, at most 256
+) -> str:  # base64; the same picture if that is smaller
+    "A picture with a table of its `n` most useful colours."
+    from PIL import Image
+
+    small = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.quantize(n, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        small, "PNG", optimize=True
+    )
+    return min(base64.b64encode(small.getvalue()).decode(), png, key=len)
+
 # %% ../nbs/04_runs.ipynb #60979d2e
 def render(
     notebook: str | Path,  # a notebook; its outputs are replaced
@@ -308,9 +325,11 @@ def _joined(outputs: list) -> list:
 
 
 def _bare(output):
-    "An output without its counter and metadata."
+    "An output without its counter and metadata, a figure in few colours."
     if "execution_count" in output:
         output.execution_count = None
     if "metadata" in output:
         output.metadata = {}
+    if "image/png" in output.get("data", {}):
+        output.data["image/png"] = few_colours(output.data["image/png"])
     return output

@@ -40,7 +40,7 @@ def executed(request):
             future.cancel()
 
 
-SLOW = ("39_compare", "22_bert", "30_finetune")
+SLOW = ("39_compare", "26_parallel", "22_bert", "30_finetune", "20_lm", "23_pretrain")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
