@@ -12,6 +12,7 @@ __all__ = ['app', 'data_app', 'Json', 'Debug', 'Version', 'say', 'show', 'answer
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import traceback
@@ -203,10 +204,15 @@ def parse_parameters(
         if not equals or not name.isidentifier():
             raise UserError(f"-p wants name=value, not {one!r}")
         try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
+            values[name] = json.loads(value, parse_constant=_not_json)
+        except ValueError:  # a JSONDecodeError is one, too
             values[name] = value
     return values
+
+
+def _not_json(word: str):
+    "Called for NaN and Infinity, which Python's reader takes though JSON does not have them."
+    raise ValueError(f"{word} is not JSON")
 
 # %% ../nbs/90_cli.ipynb #c118f1c0
 @app.command("run", epilog="Example: ftnb run 11_bow -p seed=3 --size cpu")
@@ -237,7 +243,7 @@ def split_list(
 ) -> list:  # whole numbers as int, the rest as text
     "A list typed with commas."
     parts = [p.strip() for p in text.split(",") if p.strip()]
-    return [int(p) if p.lstrip("-").isdigit() else p for p in parts]
+    return [int(p) if re.fullmatch(r"-?[0-9]+", p) else p for p in parts]
 
 
 def parse_caps(
@@ -248,7 +254,7 @@ def parse_caps(
 
     caps = parse_parameters(given)
     for family, n in caps.items():
-        if not isinstance(n, int):
+        if type(n) is not int:  # `true` is JSON too, and an int to Python
             raise UserError(f"--cap wants family=rows, such as full=2000, not {family}={n}")
     return caps
 
