@@ -159,6 +159,14 @@ def test_options_that_make_no_study(options, said):
     assert said in refused("compare", "hotline", *TINY, *options)
 
 
+def test_remedies_are_spelt_as_options(tmp_path):
+    (tmp_path / "one.csv").write_text("text,label\na,b\nc,d\n")
+    (tmp_path / "bare.csv").write_text("words,topic\na,b\nc,d\n")
+    for command in (["data", "show"], ["compare"]):
+        assert "--drop-rare" in refused(*command, str(tmp_path / "one.csv"))
+        assert "--text NAME" in refused(*command, str(tmp_path / "bare.csv"), "--label", "topic")
+
+
 def test_no_room_on_the_disk(tmp_path, monkeypatch):
     from ftnb import runs
 
