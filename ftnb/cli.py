@@ -255,8 +255,12 @@ def run(
 def split_list(
     text: str,  # such as "100,500,all"
 ) -> list:  # whole numbers as int, the rest as text
-    "A list typed with commas."
+    "A list typed with commas. Raises UserError for commas alone."
     parts = [p.strip() for p in text.split(",") if p.strip()]
+    if text and not parts:
+        from ftnb.core import UserError
+
+        raise UserError(f"{text!r} names nothing; give one or more, such as 100,500,all")
     return [int(p) if re.fullmatch(r"-?[0-9]+", p) else p for p in parts]
 
 
@@ -401,9 +405,9 @@ def compare(
 ):
     "Which representation suits your labelled texts, and what does each cost?"
     given = dict(text=text, label=label, seeds=seeds, test_limit=test_limit, workers=workers)
-    given |= dict(families=split_list(families), train_sizes=split_list(train_sizes))
     given |= dict(train_limit=train_limit, threads=threads, drop_rare=drop_rare)
     with answering(debug, kept="Finished parts are kept; the same command continues."):
+        given |= dict(families=split_list(families), train_sizes=split_list(train_sizes))
         given["caps"] = parse_caps(cap or [])
         bar = sys.stderr.isatty() and not as_json
         result, folder = run_comparison(corpora or [], size, out, given, bar, debug)

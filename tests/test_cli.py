@@ -148,6 +148,7 @@ def test_a_set_without_labels(mirror):
         (["--train-sizes", "100,lots"], "training size"),
         (["--train-sizes", "100,--5"], "training size"),
         (["--train-sizes", "²"], "training size"),
+        (["--families", ","], "names nothing"),
         (["--test-limit", "-3"], "test_limit"),
         (["--cap", "full=true"], "full=2000"),
         (["--cap", "full=many"], "full=2000"),
