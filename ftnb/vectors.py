@@ -331,18 +331,6 @@ def _at_least(values: dict, least):
             raise UserError(f"{name} must be {what} of at least {least}, not {value!r}")
 
 
-def _too_rare(n) -> UserError:
-    return UserError(f"no word occurs {n} times: give more text or lower min_count")
-
-
-def _seed(random_state) -> int:
-    "A seed from what scikit-learn calls a random state: None, an integer or a RandomState."
-    try:
-        return int(check_random_state(random_state).randint(2**31 - 1))
-    except ValueError as e:
-        raise UserError(f"random_state must be None or an integer from 0: {e}") from None
-
-
 def _fit_skipgram(model, texts):
     "Train the vectors of a SkipGram on texts and set its attributes."
     names = ("dim", "window", "epochs", "min_count", "threads")
@@ -366,6 +354,18 @@ def _fit_skipgram(model, texts):
     model.index = {word: i for i, word in enumerate(model.words)}
 
 # %% ../nbs/12_vectors.ipynb #751da4e7
+def _too_rare(n) -> UserError:
+    return UserError(f"no word occurs {n} times: give more text or lower min_count")
+
+
+def _seed(random_state) -> int:
+    "A seed from what scikit-learn calls a random state: None, an integer or a RandomState."
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as e:
+        raise UserError(f"random_state must be None or an integer from 0: {e}") from None
+
+
 def _write(folder, tensors: dict, about: dict):
     "A folder with model.safetensors and config.json; nothing in it is ever unpickled."
     with atomic_path(Path(folder) / "model.safetensors") as path:
