@@ -41,6 +41,8 @@ def nested_order(
 ) -> np.ndarray:  # (n,) row numbers; every prefix is stratified
     "An order of the rows such that each prefix holds the classes in their right shares."
     labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or (labels < 0).any():
+        raise UserError("labels must be whole numbers from 0, one a row: number the classes first")
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
@@ -56,6 +58,8 @@ def resolve_sizes(
     cap: int | None = None,  # most that a family may take
 ) -> list[int]:  # rising, each at most `n_rows` and `cap`
     "The training sizes as numbers; sizes beyond what there is become what there is."
+    if not isinstance(sizes, (list, tuple)):
+        raise UserError(f"training sizes must be a list, such as [100, 500, 'all'], not {sizes!r}")
     most = min(n_rows, cap or n_rows)
     wanted = [n_rows if s == "all" else _positive(s) for s in sizes]
     if not wanted:
@@ -64,8 +68,8 @@ def resolve_sizes(
 
 
 def _positive(value) -> int:
-    if isinstance(value, int) and value >= 2:
-        return value
+    if isinstance(value, (int, np.integer)) and value >= 2:
+        return int(value)
     raise UserError(f"a training size must be a number of 2 or more, or 'all', not {value!r}")
 
 # %% ../nbs/38_study.ipynb #e81b36c4
@@ -74,7 +78,7 @@ def _family(title, module, estimator, effort, pretrained=False, options=None, **
     return {
         "title": title, "module": module, "estimator": estimator, "effort": effort,
         "pretrained": pretrained, "options": options or {}, "by_size": by_size,
-        "pieces": "tokens" if pretrained else f"{title}",
+        "pieces": "tokens" if pretrained else title,
     }  # fmt: skip
 
 
@@ -107,7 +111,10 @@ def family_settings(
     name: str,  # a key of FAMILIES
     size: str,  # "smoke", "cpu" or "gpu"
 ) -> dict:
-    "The keyword arguments of a family's estimator at a size."
+    "The keyword arguments of a family's estimator at a size. Raises UserError for unknown names."
+    check_families([name])
+    if size not in CAPS:
+        raise UserError(f"no size {size!r}; there are: {', '.join(CAPS)}")
     return FAMILIES[name]["options"] | FAMILIES[name]["by_size"].get(size, {})
 
 
@@ -117,14 +124,16 @@ def make_estimator(
     seed: int,  # its random_state
 ):  # an unfitted scikit-learn classifier over strings
     "The estimator of a family. Imports its module only now: torch costs seconds."
+    settings = family_settings(name, size)
     module = importlib.import_module(f"ftnb.{FAMILIES[name]['module']}")
-    estimator = getattr(module, FAMILIES[name]["estimator"])
-    return estimator(random_state=seed, **family_settings(name, size))
+    return getattr(module, FAMILIES[name]["estimator"])(random_state=seed, **settings)
 
 
 def check_families(names: list[str]) -> list[str]:
     "The names, once each; UserError names the families there are."
-    unknown = [n for n in names if n not in FAMILIES]
+    if not isinstance(names, (list, tuple)):
+        raise UserError(f"families must be a list, such as ['bow', 'frozen'], not {names!r}")
+    unknown = [n for n in names if not isinstance(n, str) or n not in FAMILIES]
     if unknown or not names:
         what = f"no family {unknown[0]!r}" if unknown else "no families"
         raise UserError(f"{what}; there are: {', '.join(FAMILIES)}")
@@ -138,6 +147,9 @@ def open_corpus(
     drop_rare: bool = False,  # leave out classes with one example, for a table
 ):  # -> data.Corpus
     "A labelled corpus with a training and a test part; raises UserError if it cannot be studied."
+    if not isinstance(name, (str, Path)):
+        raise UserError(f"a corpus is the name of a set or the path of a table, not {name!r}")
+    name = str(name)
     if is_path(name):
         rare = "drop" if drop_rare else "error"
         corpus = read_table(name, text=text or None, label=label or None, rare=rare)
@@ -174,6 +186,8 @@ def prepare(
     "Training pool (all rows that are not test) and test set, each a stratified draw with seed 0."
     rows = {"train": train_limit, "test": test_limit}
     for part, limit in rows.items():
+        if not isinstance(limit, int) or limit < 0:
+            raise UserError(f"{part}_limit must be 0 (all rows) or more, not {limit!r}")
         there = np.flatnonzero((corpus.split == "test") == (part == "test"))
         order = nested_order(corpus.labels[there], np.random.default_rng(0))
         rows[part] = there[order[: limit or len(there)]]

@@ -11,6 +11,7 @@ __all__ = ['cosine', 'number_words', 'count_words', 'word_ids', 'without_unknown
 # %% ../nbs/12_vectors.ipynb #84af4805
 import json
 import math
+import numbers
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def below(state, n):
 
 # %% ../nbs/12_vectors.ipynb #0a4aee84
 def negative_table(
-    counts,  # (V,) how often each word occurs
+    counts,  # (V,) how often each word occurs; one word or more
     power: float = 0.75,  # 0: all words alike; 1: as in the text
 ):  # -> int32 (2**k,): word numbers; 64 slots to a word, on average, or more
     "Even draws from this table follow counts**power (Mikolov 2013b, sec. 2.2)."
@@ -318,20 +319,16 @@ def train_vectors(
             list(pool.map(part, range(threads), [epoch] * threads))
 
 # %% ../nbs/12_vectors.ipynb #5add7fca
+_FRACTIONS = ("subsample", "lr", "validation")  # settings that need not be whole numbers
+
+
 def _at_least(values: dict, least):
-    "Refuse settings below `least`, with one line."
+    "Refuse settings that are no numbers, broken or below `least`, with one line."
     for name, value in values.items():
-        if not value >= least:
-            raise UserError(f"{name} must be at least {least}, not {value!r}")
-
-
-def _too_rare(n) -> UserError:
-    return UserError(f"no word occurs {n} times: give more text or lower min_count")
-
-
-def _seed(random_state) -> int:
-    "A seed from what scikit-learn calls a random state: None, an integer or a RandomState."
-    return int(check_random_state(random_state).randint(2**31 - 1))
+        kind = numbers.Real if name in _FRACTIONS else numbers.Integral
+        what = "a number" if name in _FRACTIONS else "a whole number"
+        if not isinstance(value, kind) or not least <= value < math.inf:
+            raise UserError(f"{name} must be {what} of at least {least}, not {value!r}")
 
 
 def _fit_skipgram(model, texts):
@@ -357,6 +354,18 @@ def _fit_skipgram(model, texts):
     model.index = {word: i for i, word in enumerate(model.words)}
 
 # %% ../nbs/12_vectors.ipynb #751da4e7
+def _too_rare(n) -> UserError:
+    return UserError(f"no word occurs {n} times: give more text or lower min_count")
+
+
+def _seed(random_state) -> int:
+    "A seed from what scikit-learn calls a random state: None, an integer or a RandomState."
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as e:
+        raise UserError(f"random_state must be None or an integer from 0: {e}") from None
+
+
 def _write(folder, tensors: dict, about: dict):
     "A folder with model.safetensors and config.json; nothing in it is ever unpickled."
     with atomic_path(Path(folder) / "model.safetensors") as path:
@@ -408,6 +417,7 @@ class SkipGram:
 
     def most_similar(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         "The k words of greatest cosine to `word`, with it; UserError for a word without a vector."
+        _at_least({"k": k}, 0)
         return _most_similar(self, _number_of(self, word), k)
 
     def save_pretrained(self, folder):
@@ -423,8 +433,9 @@ class SkipGram:
 def _number_of(model, word: str) -> int:
     if not hasattr(model, "vectors"):
         raise UserError("these vectors are not trained yet: call fit(texts) first")
-    if word not in model.index:
-        raise UserError(f"{word!r} has no vector: it occurs fewer than {model.min_count} times")
+    if not isinstance(word, str) or word not in model.index:
+        kept = f"lower-case words that occur {model.min_count} times or more"
+        raise UserError(f"{word!r} has no vector; {kept} have one: see .words")
     return model.index[word]
 
 
@@ -637,10 +648,11 @@ def _check_classifier(model):
     names = ("dim", "window", "min_count", "threads", "epochs")
     _at_least({k: getattr(model, k) for k in names if getattr(model, k) is not None}, 1)
     _at_least({k: getattr(model, k) for k in ("negatives", "n_buckets", "validation")}, 0)
+    _at_least({"lr": model.lr or 0}, 0)  # None and 0: the default
     if model.pooling not in ("mean", "idf"):
         raise UserError(f"pooling must be 'mean' or 'idf', not {model.pooling!r}")
-    if not model.C > 0 or not model.validation < 1:
-        found = f"{model.C} and {model.validation}"
+    if not isinstance(model.C, numbers.Real) or not model.C > 0 or not model.validation < 1:
+        found = f"{model.C!r} and {model.validation}"
         raise UserError(f"C must be positive and validation below 1, not {found}")
 
 

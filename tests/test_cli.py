@@ -146,6 +146,11 @@ def test_a_set_without_labels(mirror):
         (["--size", "huge"], "smoke"),
         (["--seeds", "0"], "seeds"),
         (["--train-sizes", "100,lots"], "training size"),
+        (["--train-sizes", "100,--5"], "training size"),
+        (["--train-sizes", "²"], "training size"),
+        (["--families", ","], "names nothing"),
+        (["--test-limit", "-3"], "test_limit"),
+        (["--cap", "full=true"], "full=2000"),
         (["--cap", "full=many"], "full=2000"),
         (["--cap", "fool=10"], "no family 'fool'"),
         (["--workers", "0"], "workers"),
@@ -153,6 +158,14 @@ def test_a_set_without_labels(mirror):
 )
 def test_options_that_make_no_study(options, said):
     assert said in refused("compare", "hotline", *TINY, *options)
+
+
+def test_remedies_are_spelt_as_options(tmp_path):
+    (tmp_path / "one.csv").write_text("text,label\na,b\nc,d\n")
+    (tmp_path / "bare.csv").write_text("words,topic\na,b\nc,d\n")
+    for command in (["data", "show"], ["compare"]):
+        assert "--drop-rare" in refused(*command, str(tmp_path / "one.csv"))
+        assert "--text NAME" in refused(*command, str(tmp_path / "bare.csv"), "--label", "topic")
 
 
 def test_no_room_on_the_disk(tmp_path, monkeypatch):

@@ -245,6 +245,42 @@ def test_same_study_gives_the_same_accuracies_and_figures(tmp_path, finished):
     assert (tmp_path / "out" / "figures" / "my-curves.svg").read_bytes() == curves
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"familes": ["bow"]}, "no setting 'familes'"),
+        ({"families": "bow"}, "list"),
+        ({"families": None}, "list"),
+        ({"seeds": "3"}, "seeds"),
+        ({"seeds": 2.5}, "seeds"),
+        ({"workers": None}, "workers"),
+        ({"train_sizes": None}, "list"),
+        ({"train_sizes": "all"}, "list"),
+        ({"test_limit": -1}, "test_limit"),
+        ({"caps": ["full"]}, "caps"),
+        ({"caps": {"full": 2.5}}, "cap"),
+        ({"size": ["cpu"]}, "smoke"),
+    ],
+)
+def test_settings_that_make_no_study_are_refused_in_one_line(wrong, said):
+    with pytest.raises(UserError, match=said) as caught:
+        comparison.check_settings(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("corpora", [None, [], "hotline", [None], [3]])
+def test_corpora_are_a_list_of_names(tmp_path, corpora):
+    with pytest.raises(UserError, match="corp"):
+        comparison.compare(corpora, tmp_path / "out", **TINY)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("labels", [None, [], ["a", "b"], [-1, 0], [[0, 1]], [0.5, 1]])
+def test_labels_that_are_no_numbers_of_classes(labels):
+    with pytest.raises(UserError, match="labels"):
+        study.nested_order(labels, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_prefixes_are_nested_and_stratified(seed):
     rng = np.random.default_rng(seed)

@@ -216,10 +216,12 @@ def test_texts_without_enough_words_are_refused(texts):
 
 
 def test_bad_settings_are_refused_in_one_line():
-    for bad in (dict(dim=0), dict(window=0), dict(epochs=0), dict(lr=-1), dict(threads=0)):
+    for bad in (dict(dim=0), dict(window=0), dict(epochs=0), dict(lr=-1), dict(threads=0),
+                dict(dim="5"), dict(dim=2.5), dict(min_count=None), dict(subsample=float("nan"))):
         with pytest.raises(UserError, match=next(iter(bad))):
             SkipGram(**{"min_count": 1, **bad}).fit(["a b"])
-    for bad in (dict(pooling="max"), dict(C=0), dict(validation=1.0), dict(dim=-1), dict(epochs=0)):
+    for bad in (dict(pooling="max"), dict(C=0), dict(validation=1.0), dict(dim=-1), dict(epochs=0),
+                dict(C="1"), dict(C=None), dict(validation="x"), dict(lr="fast"), dict(epochs="5")):
         with pytest.raises(UserError, match=next(iter(bad))) as caught:
             WordVectorClassifier(**bad).fit(TEXTS, LABELS)
         assert "\n" not in str(caught.value)
