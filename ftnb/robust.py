@@ -112,8 +112,13 @@ def _pair(kind):  # -> (places, edit)
         return KINDS[kind]
     if isinstance(kind, tuple) and len(kind) == 2 and all(map(callable, kind)):
         return kind
-    raise UserError(f"no kind {kind!r}; there are: {', '.join(KINDS)}; a pair (places, edit); "
-                    f"and, to `damage` with, {', '.join(MIXED)}")  # fmt: skip
+    raise UserError(f"no kind {kind!r}; there are: {', '.join(KINDS)}, or a pair (places, edit); "
+                    f"`damage` also takes {', '.join(MIXED)}")  # fmt: skip
+
+
+def _texts_or_none(texts) -> list[str]:
+    "Texts as a list; unlike `check_texts`, an empty list is no error."
+    return [] if isinstance(texts, (list, tuple)) and not texts else check_texts(texts)
 
 
 def _check_rate(rate):
@@ -143,7 +148,7 @@ def damage(
     _check_rate(rate)
     if not isinstance(rng, np.random.Generator):
         raise UserError(f"rng must be a generator, as np.random.default_rng(0), not {rng!r}")
-    texts = [] if isinstance(texts, (list, tuple)) and not texts else check_texts(texts)
+    texts = _texts_or_none(texts)
     if isinstance(kind, str) and kind in MIXED:
         return MIXED[kind](texts, rate, rng)
     places, edit = _pair(kind)
@@ -156,7 +161,7 @@ def reach(
 ) -> float:  # 0 to 1
     "The share of the words that a kind of damage can change."
     places, _ = _pair(kind)
-    words = [word for text in texts for word in _word.findall(text)]
+    words = [word for text in _texts_or_none(texts) for word in _word.findall(text)]
     return sum(len(places(word)) > 0 for word in words) / max(1, len(words))
 
 # %% ../nbs/37_robust.ipynb #cb7cb6d6

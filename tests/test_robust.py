@@ -115,6 +115,8 @@ def test_natural_misspellings():
     *(lambda texts=texts, kind=kind: damage(texts, kind, 0.2, rng())
       for texts in (None, "one text", [1], ["a", None]) for kind in ("swapped", "typos")),
     lambda: reach(["a"], "typos"),
+    lambda: reach("one text", "swapped"),
+    lambda: reach(None, "swapped"),
     lambda: surviving(1.5, 2, 6),
     lambda: surviving(0.2, 2, 0),
     lambda: spread([0, 1, 1]),
