@@ -9,6 +9,7 @@ __all__ = ['POOL', 'ALPHABET', 'choose_symbols', 'encode', 'FusedLookup', 'looku
 
 # %% ../nbs/13_chars.ipynb #59168bf3
 import json
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ def choose_symbols(
     lowercase: bool = True,
 ) -> np.ndarray:  # uint32 code points; the one at i is symbol i + 2
     "The most frequent characters of the texts, those seen once left out."
+    _check_whole("n_symbols", n_symbols)
+    texts = _texts_or_none(texts)
     points = _code_points("".join(t.lower() if lowercase else t for t in texts))
     counts = np.bincount(points, minlength=1)
     order = np.argsort(-counts, kind="stable")[:n_symbols]
@@ -42,6 +45,20 @@ def choose_symbols(
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
+
+def _texts_or_none(texts) -> list[str]:
+    "Texts as a list; unlike `check_texts`, an empty list is no error."
+    return [] if isinstance(texts, (list, tuple)) and not texts else check_texts(texts)
+
+
+def _is_whole(value, least: int = 1) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _check_whole(name: str, value):
+    if not _is_whole(value):
+        raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+
 # %% ../nbs/13_chars.ipynb #247e6791
 def encode(
     texts,  # list of n strings
@@ -50,7 +67,8 @@ def encode(
     lowercase: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:  # all symbols in a row, uint16; how many of each text, (n,)
     "Texts as numbers: 0 is outside, then bytes + 1; or 1 is unknown, then the symbols from 2."
-    cut = [text[:max_length] for text in texts]  # first: a text of 10 MB costs no more than this
+    _check_whole("max_length", max_length)
+    cut = [text[:max_length] for text in _texts_or_none(texts)]  # 10 MB cost no more than this
     cut = [text.lower()[:max_length] for text in cut] if lowercase else cut
     if symbols is None:
         pieces = [text.encode("utf-8", "surrogatepass")[:max_length] for text in cut]
@@ -124,6 +142,9 @@ def lookup(
     kernel: int,
 ) -> torch.Tensor:  # (B, L, D)
     "Convolution over one-hot symbols, without the one-hot: sums of table rows."
+    if kernel < 1 or x.ndim != 2 or x.shape[1] < kernel or len(table) % kernel:
+        found = f"x {tuple(x.shape)}, kernel {kernel}, a table of {len(table)} rows"
+        raise UserError(f"{found}: x is (texts, kernel or more); the kernel divides the rows")
     return FusedLookup.apply(x, table, kernel)
 
 # %% ../nbs/13_chars.ipynb #46e1f405
@@ -222,16 +243,19 @@ def _validation_loss(net, data) -> dict:
 # %% ../nbs/13_chars.ipynb #419ca565
 def _check_settings(one):
     "Raise UserError for settings that cannot work."
-    whole = ("kernel", "dim", "width", "n_symbols", "epochs", "batch_size")
-    small = [k for k in whole if getattr(one, k) is not None and getattr(one, k) < 1]
+    whole = ("kernel", "dim", "width", "n_symbols", "batch_size")
+    none_or = ("max_length", "epochs", "patience", "threads")
+    wrong = [k for k in whole if not _is_whole(getattr(one, k))]
+    wrong += [k for k in none_or if not (getattr(one, k) is None or _is_whole(getattr(one, k)))]
+    shares = (one.dropout, one.noise, one.validation)
     rules = {
         f"unit must be 'char' or 'byte', not {one.unit!r}": one.unit in ("char", "byte"),
-        f"{', '.join(small)} must be at least 1": not small,
-        "n_symbols must be at most 65,000": one.n_symbols <= 65_000,
-        "max_length must be None or at least 1": one.max_length is None or one.max_length >= 1,
-        "layers must not be negative": one.layers >= 0,
+        f"{', '.join(wrong)} must be a whole number of at least 1": not wrong,
+        "n_symbols must be at most 65,000": "n_symbols" in wrong or one.n_symbols <= 65_000,
+        "layers must be a whole number, not negative": _is_whole(one.layers, least=0),
+        "lr must be a positive number": isinstance(one.lr, Real) and one.lr > 0,
         "dropout, noise and validation are shares from 0 up to 1, without 1": all(
-            0 <= share < 1 for share in (one.dropout, one.noise, one.validation)
+            isinstance(share, Real) and 0 <= share < 1 for share in shares
         ),
     }
     broken = [message for message, holds in rules.items() if not holds]
@@ -440,6 +464,9 @@ def filter_windows(
     n: int = 5,
 ) -> list[tuple[float, str]]:  # sum of table rows, window; highest first
     "The distinct windows of the texts that excite a filter of the first layer most."
+    check_is_fitted(classifier)
+    if not (_is_whole(which, least=0) and which < classifier.dim):
+        raise UserError(f"no filter {which!r}: there are 0 to {classifier.dim - 1}")
     data, kernel, best = _encoded(classifier, check_texts(texts)), classifier.kernel, {}
     table = classifier.net_.table.detach()[:, which : which + 1].cpu()
     for i in range(len(data)):
@@ -471,8 +498,9 @@ def quantize(
     backward: bool = True,  # the last of these comes first, as in the paper
 ) -> torch.Tensor:  # (n, length) int32: 1 to 70, or 0 outside the alphabet or the text
     "Texts as places in ALPHABET (Zhang, Zhao and LeCun 2015, section 2.2), lower-cased."
+    _check_whole("length", length)
     flat, lengths = encode(texts, np.array([ord(c) for c in ALPHABET], np.uint32), length)
-    flat, x = np.maximum(flat.astype(np.int32) - 1, 0), np.zeros((len(texts), length), np.int32)
+    flat, x = np.maximum(flat.astype(np.int32) - 1, 0), np.zeros((len(lengths), length), np.int32)
     for row, n, end in zip(x, lengths, np.cumsum(lengths), strict=True):
         row[:n] = flat[end - n : end][:: -1 if backward else 1]
     return torch.from_numpy(x)
@@ -531,5 +559,7 @@ def zhang2015(
     sizes = {"small": (256, 1024, 0.05), "large": (1024, 2048, 0.02)}
     if size not in sizes:
         raise UserError(f"size must be 'small' or 'large', not {size!r}")
+    _check_whole("n_classes", n_classes)
+    _check_whole("length", length)
     width, dense, spread = sizes[size]
     return ZhangNet(n_classes, width, dense, length, spread)

@@ -10,11 +10,12 @@ __all__ = ['LOOKALIKES', 'EMOJI', 'COMMON_HAN', 'KINDS', 'MIXED', 'FAMILIES', 'n
 import importlib
 import math
 import re
+from numbers import Real
 
 import numpy as np
 
 from .core import UserError
-from .text import KEYBOARD, TOKEN_PATTERN, nonce_words, typos
+from .text import KEYBOARD, TOKEN_PATTERN, check_texts, nonce_words, typos
 
 # %% ../nbs/37_robust.ipynb #20cc904f
 def _key_places(word):
@@ -94,6 +95,9 @@ def natural_kind(
     variants: dict,  # word -> list of misspellings
 ):  # -> (places, edit)
     "The kind of damage that puts a recorded misspelling in place of a word."
+    for word, others in variants.items():
+        if isinstance(others, str):
+            raise UserError(f"the variants of {word!r} must be a list of words, not one string")
     known = {w: [v for v in others if v != w] for w, others in variants.items()}
     return (lambda word: (0,) if known.get(word) else (),
             lambda word, i, v: known[word][int(v * len(known[word]))])
@@ -102,6 +106,26 @@ def natural_kind(
 _word = re.compile(TOKEN_PATTERN)
 
 
+def _pair(kind):  # -> (places, edit)
+    "The two functions of a kind."
+    if isinstance(kind, str) and kind in KINDS:
+        return KINDS[kind]
+    if isinstance(kind, tuple) and len(kind) == 2 and all(map(callable, kind)):
+        return kind
+    raise UserError(f"no kind {kind!r}; there are: {', '.join(KINDS)}, or a pair (places, edit); "
+                    f"`damage` also takes {', '.join(MIXED)}")  # fmt: skip
+
+
+def _texts_or_none(texts) -> list[str]:
+    "Texts as a list; unlike `check_texts`, an empty list is no error."
+    return [] if isinstance(texts, (list, tuple)) and not texts else check_texts(texts)
+
+
+def _check_rate(rate):
+    if not (isinstance(rate, Real) and 0 <= rate <= 1):
+        raise UserError(f"rate must be a number between 0 and 1, not {rate!r}")
+
+# %% ../nbs/37_robust.ipynb #5851a5ea
 def _damage_one(text, places, edit, rate, rng):
     "One text with its words hit at the rate."
     spans = [m.span() for m in _word.finditer(text)]
@@ -121,13 +145,13 @@ def damage(
     rng,  # numpy Generator; the same state hits the same words, and more of them at a larger rate
 ) -> list[str]:
     "The texts with words damaged in one way; what stands between the words stays as it is."
-    if not 0 <= rate <= 1:
-        raise UserError(f"rate must be between 0 and 1, not {rate}")
-    if kind in MIXED:
+    _check_rate(rate)
+    if not isinstance(rng, np.random.Generator):
+        raise UserError(f"rng must be a generator, as np.random.default_rng(0), not {rng!r}")
+    texts = _texts_or_none(texts)
+    if isinstance(kind, str) and kind in MIXED:
         return MIXED[kind](texts, rate, rng)
-    if isinstance(kind, str) and kind not in KINDS:
-        raise UserError(f"no kind {kind!r}; there are: {', '.join([*KINDS, *MIXED])}")
-    places, edit = KINDS[kind] if isinstance(kind, str) else kind
+    places, edit = _pair(kind)
     return [_damage_one(text, places, edit, rate, rng) for text in texts]
 
 # %% ../nbs/37_robust.ipynb #6c2eb407
@@ -136,8 +160,8 @@ def reach(
     kind,  # a name in KINDS, or a pair (places, edit)
 ) -> float:  # 0 to 1
     "The share of the words that a kind of damage can change."
-    places, _ = KINDS[kind] if isinstance(kind, str) else kind
-    words = [word for text in texts for word in _word.findall(text)]
+    places, _ = _pair(kind)
+    words = [word for text in _texts_or_none(texts) for word in _word.findall(text)]
     return sum(len(places(word)) > 0 for word in words) / max(1, len(words))
 
 # %% ../nbs/37_robust.ipynb #cb7cb6d6
@@ -159,7 +183,10 @@ def surviving(
     spacing: float,  # units from one word to the next, its space included
     width: int = 1,  # units that change
 ) -> float:
-    "Expected share of the n-grams that survive far from the ends, hits being independent."
+    "Expected share of the n-grams that survive far from the ends, words being spaced evenly."
+    _check_rate(rate)
+    if not spacing > 0:
+        raise UserError(f"spacing must be positive, not {spacing}")
     touched = (n + width - 1) / spacing  # slots of a hit that a window covers, on average
     return (1 - rate) ** math.floor(touched) * (1 - rate * (touched % 1))
 
@@ -241,6 +268,8 @@ def spread(
 ) -> tuple[float, float, float]:  # mean, low, high (95 %)
     "Mean with a pigeonhole bootstrap interval over seeds and texts."
     right = np.asarray(right, float)
+    if right.ndim != 2 or right.size == 0:
+        raise UserError(f"right must be a table (seeds, texts), not of shape {right.shape}")
     rng, (s, m) = np.random.default_rng(rng), right.shape
     seeds, items = (rng.multinomial(k, np.full(k, 1 / k), size=n) for k in (s, m))
     means = ((seeds @ right) * items).sum(1) / (s * m)
@@ -257,5 +286,7 @@ def with_noise(
     copies: int = 1,  # damaged copies of each text
 ):  # -> texts, labels: n (1 + copies), the clean ones first
     "The training texts and damaged copies of them."
+    if len(texts) != len(labels):
+        raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one label per text")
     more = [t for _ in range(copies) for t in damage(texts, kind, rate, rng)]
     return [*texts, *more], np.tile(np.asarray(labels), 1 + copies)

@@ -80,7 +80,9 @@ def test_an_unfitted_model_is_not_saved(tmp_path):
 @pytest.mark.parametrize("bad", [
     {"unit": "word"}, {"kernel": 0}, {"dim": 0}, {"epochs": 0}, {"n_symbols": 70_000},
     {"max_length": 0}, {"layers": -1}, {"dropout": 1}, {"noise": -0.1}, {"validation": 1},
-    {"lr": 0}, {"batch_size": 0}, {"device": "abacus"},
+    {"lr": 0}, {"batch_size": 0}, {"device": "abacus"}, {"dim": "8"}, {"width": 2.5},
+    {"kernel": None}, {"n_symbols": "9"}, {"max_length": "3"}, {"layers": None}, {"epochs": "3"},
+    {"dropout": "0.5"}, {"noise": None}, {"lr": "x"}, {"patience": 0}, {"threads": "2"},
 ])  # fmt: skip
 def test_settings_that_cannot_work(bad):
     with pytest.raises(UserError) as e:
@@ -287,3 +289,32 @@ def test_sizes_that_cannot_be():
     with pytest.raises(UserError, match="length"):
         zhang2015("small", length=122)
     assert zhang2015("small", length=123)(quantize(["a", ""], 123)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("call", [
+    *(lambda f=f, x=x: f(x) for f in (encode, quantize, lambda x: choose_symbols(x, 9))
+      for x in (None, 5, "abc", [1], [None], ["a", 2])),
+    lambda: encode(["a"], None, 0),
+    lambda: encode(["a"], None, "5"),
+    lambda: quantize(["a"], -1),
+    lambda: choose_symbols(["aa"], -1),
+    lambda: zhang2015("small", n_classes=0),
+    lambda: zhang2015("small", n_classes="4"),
+    lambda: zhang2015("small", length="1014"),
+    lambda: lookup(torch.zeros(2, 3, dtype=torch.int32), torch.ones(14, 3), 7),
+    lambda: lookup(torch.zeros(2, 9, dtype=torch.int32), torch.ones(13, 3), 7),
+    lambda: lookup(torch.zeros(9, dtype=torch.int32), torch.ones(14, 3), 7),
+    lambda: lookup(torch.zeros(2, 9, dtype=torch.int32), torch.ones(14, 3), 0),
+    lambda: filter_windows(tiny().fit(TEXTS, LABELS), ["a"], 8),
+    lambda: filter_windows(tiny().fit(TEXTS, LABELS), ["a"], -1),
+    lambda: filter_windows(tiny().fit(TEXTS, LABELS), ["a"], "0"),
+])  # fmt: skip
+def test_bad_input_of_functions_is_one_line(call):
+    with pytest.raises(UserError) as e:
+        call()
+    assert "\n" not in str(e.value)
+
+
+def test_no_texts_are_no_symbols():
+    assert len(encode([])[0]) == 0 and quantize([], 9).shape == (0, 9)
+    assert len(choose_symbols([], 9)) == 0

@@ -108,12 +108,31 @@ def test_natural_misspellings():
     lambda: damage(["a"], "swapped", 1.1, rng()),
     lambda: damage(["a"], "typos", -0.1, rng()),
     lambda: damage(["a"], "swapped", float("nan"), rng()),
+    lambda: damage(["a"], "swapped", "0.2", rng()),
+    lambda: damage(["a"], None, 0.2, rng()),
+    lambda: damage(["a"], ["swapped"], 0.2, rng()),
+    lambda: damage(["a"], "swapped", 0.2, 7),
+    *(lambda texts=texts, kind=kind: damage(texts, kind, 0.2, rng())
+      for texts in (None, "one text", [1], ["a", None]) for kind in ("swapped", "typos")),
+    lambda: reach(["a"], "typos"),
+    lambda: reach("one text", "swapped"),
+    lambda: reach(None, "swapped"),
+    lambda: surviving(1.5, 2, 6),
+    lambda: surviving(0.2, 2, 0),
+    lambda: spread([0, 1, 1]),
+    lambda: spread(np.empty((0, 3))),
+    lambda: with_noise(["a", "b"], [1], rng()),
+    lambda: natural_kind({"here": "hear"}),
     lambda: family("oracle", 0),
-])
+])  # fmt: skip
 def test_bad_input_is_one_line(call):
     with pytest.raises(UserError) as e:
         call()
     assert "\n" not in str(e.value)
+
+
+def test_no_texts_no_damage():
+    assert damage([], "swapped", 0.2, rng()) == damage([], "typos", 0.2, rng()) == []
 
 
 def test_destroyed_counts_windows():
