@@ -6,7 +6,7 @@
 __all__ = ['app', 'data_app', 'Json', 'Debug', 'OPTIONS', 'Version', 'say', 'show', 'as_options', 'answering', 'data_list',
            'table', 'data_show', 'data_get', 'data_verify', 'parse_parameters', 'run', 'split_list', 'parse_caps',
            'default_out', 'compare_parameters', 'kernel_kept_quiet', 'progress_of', 'compare', 'run_comparison',
-           'version_line', 'main']
+           'model_shape', 'free_memory', 'fit_estimate', 'version_line', 'main']
 
 # %% ../nbs/90_cli.ipynb #bdd9dde3
 import contextlib
@@ -16,6 +16,7 @@ import re
 import sys
 import threading
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -432,6 +433,70 @@ def run_comparison(
     for name in ("39_compare.ipynb", "record.json"):
         shutil.copyfile(run_folder / name, folder / name)
     return json.loads((folder / "results.json").read_text("utf-8")), folder
+
+# %% ../nbs/90_cli.ipynb #fa2dc10e
+def model_shape(
+    text: str,  # LAYERSxWIDTH, such as 4x256, or a checkpoint: a folder or a name on the Hub
+):  # -> BertConfig
+    "The sizes of a BERT: heads of 64 and a feed-forward part four times as wide, or a checkpoint's."
+    from ftnb.bert import BertConfig, find_checkpoint
+    from ftnb.core import UserError
+
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        return BertConfig.from_pretrained(find_checkpoint(text))
+    layers, width = map(int, match.groups())
+    if not layers or not width or width % 64:
+        raise UserError(f"{text}: one layer or more and a width in steps of 64, such as 4x256")
+    return BertConfig(num_hidden_layers=layers, hidden_size=width,
+                      num_attention_heads=width // 64, intermediate_size=4 * width)  # fmt: skip
+
+
+def free_memory(device) -> int:  # bytes
+    "What is free on a CPU or a GPU now."
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+# %% ../nbs/90_cli.ipynb #6af13b5a
+@app.command("fit-estimate", epilog="Example: ftnb fit-estimate 8x512 --batch 32 --length 128")
+def fit_estimate(
+    model: Annotated[str, Argument(help="LAYERSxWIDTH, or a checkpoint (none: MiniLM).")] = "",
+    batch: Annotated[int, Option(min=1, help="Texts to a step.")] = 16,
+    length: Annotated[int, Option(min=1, help="Tokens of each text.")] = 128,
+    classes: Annotated[int, Option(min=2, help="Labels.")] = 2,
+    optimizer: Annotated[str, Option(help="adamw, sgd or another that lesson 05 has.")] = "adamw",
+    accumulate: Annotated[int, Option(min=1, help="Parts that the batch is taken in.")] = 1,
+    checkpointing: Annotated[bool, Option(help="Compute activations again.")] = False,
+    bf16: Annotated[bool, Option(help="Products in bfloat16.")] = False,
+    memory: Annotated[float, Option(min=0, help="GB that may be used (0: what is free).")] = 0,
+    device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+    debug: Debug = False,
+):
+    "Will it fit? Memory and time of a training step of a BERT classifier, before it is run."
+    with answering(debug):
+        from ftnb.bert import MINILM
+        from ftnb.core import UserError
+        from ftnb.core import device as find_device
+        from ftnb.hardware import ceilings, estimate, format_estimate
+
+        config, where = model_shape(model or MINILM), find_device(device)
+        if length > config.max_position_embeddings:
+            most = config.max_position_embeddings
+            raise UserError(f"--length {length}: this model has {most} positions; take {most} at most")
+        settings = dict(optimizer=optimizer, accumulate=accumulate, n_classes=classes,
+                        checkpointing=checkpointing, autocast="bf16" if bf16 else None)  # fmt: skip
+        estimate(config, batch, length, **settings)  # wrong settings are refused before measuring
+        found = estimate(config, batch, length, ceilings(str(where)), **settings)
+        free = int(memory * 1e9) or free_memory(where)
+        facts = asdict(found) | {"step_seconds": found.step_seconds, "free": free}
+        lines = format_estimate(found, free)
+        show(facts | {"fits": found.peak <= free}, as_json, lambda: print("\n".join(lines)))
 
 # %% ../nbs/90_cli.ipynb #5fd0ec50
 def version_line(on: bool):

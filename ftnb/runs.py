@@ -282,14 +282,14 @@ def measured(
 # %% ../nbs/04_runs.ipynb #few-colours
 def few_colours(
     png: str,  # base64, as notebooks keep it
-    n: int = 128,  # colours, at most 256
+    n: int = 256,  # colours, at most 256
 ) -> str:  # base64; the same picture if that is smaller
-    "A picture with a table of its `n` most useful colours."
+    "A picture with a table of `n` colours that cover its own."
     from PIL import Image
 
     small = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(n, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+    picture.quantize(n, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
         small, "PNG", optimize=True
     )
     return min(base64.b64encode(small.getvalue()).decode(), png, key=len)
