@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['MINILM', 'MINILM_REVISION', 'MINILM_SHA256', 'MINILM_PACKAGE', 'CHECKPOINT_FILES', 'ACTIVATIONS', 'PUBLISHED',
-           'PUBLISHED_LAYER', 'QKV', 'known_digest', 'weight_files', 'find_checkpoint', 'BertConfig', 'load_tokenizer',
-           'unknown_share', 'Embeddings', 'SelfAttention', 'Layer', 'Bert', 'published_names', 'load_bert', 'save_bert',
-           'mean_pool', 'batches_by_length', 'pad', 'token_ids', 'encode_ids', 'Encoder']
+           'PUBLISHED_LAYER', 'QKV', 'MANY', 'known_digest', 'weight_files', 'find_checkpoint', 'BertConfig',
+           'load_tokenizer', 'unknown_share', 'Embeddings', 'Layer', 'Bert', 'published_names', 'load_bert',
+           'save_bert', 'MaskedTokenHead', 'BertForPreTraining', 'mean_pool', 'batches_by_length', 'pad', 'token_ids',
+           'compiled_wordpiece', 'encode_ids', 'Encoder']
 
 # %% ../nbs/22_bert.ipynb #f3684860
 import dataclasses
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -22,8 +24,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from .attention import MultiHeadAttention
 from .core import UserError, atomic_path, cache_dir, file_digest, text_digest, write_text
 from .text import check_texts
+from .wordpiece import SPECIAL, WordPiece
 
 # %% ../nbs/22_bert.ipynb #e7bfb5f1
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -126,6 +130,15 @@ ACTIVATIONS = {
     "relu": F.relu,
 }
 
+
+def _refuse_other_models(stored: dict):
+    kind, positions = stored.get("model_type"), stored.get("position_embedding_type", "absolute")
+    if kind != "bert" or positions != "absolute" or stored.get("is_decoder"):
+        raise UserError(
+            f"this is a {kind!r} model with {positions} positions; Bert reads encoders of "
+            "model_type 'bert' with absolute positions"
+        )
+
 # %% ../nbs/22_bert.ipynb #7df67789
 @dataclasses.dataclass
 class BertConfig:
@@ -160,15 +173,6 @@ class BertConfig:
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise UserError(f"config.json: hidden_act {self.hidden_act!r} is not one of: {known}")
-
-# %% ../nbs/22_bert.ipynb #5254385c
-def _refuse_other_models(stored: dict):
-    kind, positions = stored.get("model_type"), stored.get("position_embedding_type", "absolute")
-    if kind != "bert" or positions != "absolute" or stored.get("is_decoder"):
-        raise UserError(
-            f"this is a {kind!r} model with {positions} positions; Bert reads encoders of "
-            "model_type 'bert' with absolute positions"
-        )
 
 # %% ../nbs/22_bert.ipynb #8714cf77
 def load_tokenizer(
@@ -222,9 +226,9 @@ class Embeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         c = config
-        self.token = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.position = nn.Embedding(c.max_position_embeddings, c.hidden_size)
-        self.segment = nn.Embedding(c.type_vocab_size, c.hidden_size)
+        self.token = _rows(c.vocab_size, c.hidden_size)
+        self.position = _rows(c.max_position_embeddings, c.hidden_size)
+        self.segment = _rows(c.type_vocab_size, c.hidden_size)
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
 
@@ -233,26 +237,10 @@ class Embeddings(nn.Module):
         x = self.token(ids) + segment + self.position.weight[: ids.shape[1]]
         return self.dropout(self.norm(x))  # (B, T, D)
 
-# %% ../nbs/22_bert.ipynb #752c3eea
-class SelfAttention(nn.Module):
-    "Multi-head self-attention (Vaswani et al. 2017, section 3.2) with one fused input product."
 
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.n_heads = config.num_attention_heads
-        self.drop = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def heads(self, x):  # x (B, T, D) -> three of (B, H, T, D/H)
-        B, T, D = x.shape
-        return self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
-
-    def forward(self, x, mask=None):  # mask broadcastable to (B, H, T, T), True: may be looked at
-        q, k, v = self.heads(x)
-        drop = self.drop if self.training else 0.0
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        return self.out(o.transpose(1, 2).reshape(x.shape))  # (B, T, D)
+def _rows(n: int, dim: int) -> nn.Embedding:
+    "A table whose numbers are drawn or loaded later."
+    return nn.Embedding.from_pretrained(torch.empty(n, dim), freeze=False)
 
 # %% ../nbs/22_bert.ipynb #58b38348
 class Layer(nn.Module):
@@ -261,7 +249,9 @@ class Layer(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         c = config
-        self.attention = SelfAttention(c)
+        self.attention = MultiHeadAttention(
+            c.hidden_size, c.num_attention_heads, c.attention_probs_dropout_prob
+        )
         self.attention_norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.up = nn.Linear(c.hidden_size, c.intermediate_size)
         self.down = nn.Linear(c.intermediate_size, c.hidden_size)
@@ -269,7 +259,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
         self.act = ACTIVATIONS[c.hidden_act]
 
-    def forward(self, x, mask=None):  # (B, T, D) -> (B, T, D)
+    def forward(self, x, mask=None):  # (B, T, D), bool (B, T) -> (B, T, D)
         x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
         return self.norm(x + self.dropout(self.down(self.act(self.up(x)))))
 
@@ -292,7 +282,7 @@ class Bert(nn.Module):
         segments=None,  # (B, T), 0 or 1; None: all 0
     ):  # -> hidden states of the last layer (B, T, D)
         _check_ids(ids, self.config)
-        mask = None if mask is None else mask[:, None, None, :].bool()  # (B, 1, 1, T)
+        mask = None if mask is None else mask.bool()
         x = self.embeddings(ids, segments)
         for layer in self.layers:
             x = layer(x, mask)
@@ -312,9 +302,12 @@ class Bert(nn.Module):
 
 # %% ../nbs/22_bert.ipynb #bf819133
 def _initialise(module, deviation: float):
-    "Small normal weights, zero biases; the norms start as they are (Devlin et al., their code)."
+    "Normal weights cut at two deviations, zero biases (Devlin et al., their published code)."
+    if any(p.is_meta for p in module.parameters(recurse=False)):
+        return  # shapes only: the numbers come from a file
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=deviation)
+        edge = 2 * deviation
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-edge, b=edge)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 
@@ -333,6 +326,10 @@ PUBLISHED = {
     "embeddings.segment": "embeddings.token_type_embeddings",
     "embeddings.norm": "embeddings.LayerNorm",
     "pooler": "pooler.dense",
+    "predictions.transform": "cls.predictions.transform.dense",
+    "predictions.norm": "cls.predictions.transform.LayerNorm",
+    "predictions": "cls.predictions",
+    "relation": "cls.seq_relationship",
 }
 PUBLISHED_LAYER = {
     "attention.out": "attention.output.dense",
@@ -347,8 +344,8 @@ QKV = [f"attention.self.{name}" for name in ("query", "key", "value")]
 def published_names(
     name: str,  # of a parameter of ours
 ) -> list[str]:  # one published name, or three that are joined
-    "The published names of a parameter of `Bert`."
-    stem, _, last = name.rpartition(".")  # last: weight or bias
+    "The published names of a parameter of `Bert` or `BertForPreTraining`."
+    stem, _, last = name.removeprefix("bert.").rpartition(".")  # last: weight or bias
     if not stem.startswith("layers."):
         return [f"{PUBLISHED[stem]}.{last}"]
     _, i, part = stem.split(".", 2)
@@ -361,12 +358,17 @@ def load_bert(folder: Path) -> Bert:
     config, stored = BertConfig.from_pretrained(folder), _read_weights(folder)
     with torch.device("meta"):  # shapes only: no time is spent on random weights
         model = Bert(config, pooler="pooler.dense.weight" in stored)
+    return _filled(model, stored, folder)
+
+
+def _filled(model: nn.Module, stored: dict, folder: Path) -> nn.Module:
+    "Give a model, which has shapes only, the stored tensors; in evaluation mode and float32."
     state = {}
     for name, wanted in model.state_dict().items():
         parts = [stored.get(p) for p in published_names(name)]
         if any(p is None for p in parts):
             lacking = published_names(name)[0]
-            raise UserError(f"no tensor {lacking} in {folder}: use a BERT checkpoint")
+            raise UserError(f"no tensor {lacking} in {folder}: use a BERT checkpoint that has it")
         state[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).float()
         if state[name].shape != wanted.shape:
             raise UserError(
@@ -397,16 +399,90 @@ def _renamed(name: str, pairs) -> str:
 # %% ../nbs/22_bert.ipynb #4076bd58
 def save_bert(model: Bert, folder: Path):
     "Write a model so that `AutoModel.from_pretrained(folder)` loads it."
+    _write_checkpoint(_published_state(model), model.config, "BertModel", folder)
+
+
+def _published_state(model: nn.Module) -> dict:
+    "The tensors of a model under their published names, the joined ones apart again."
     published = {}
     for name, tensor in model.state_dict().items():
         names = published_names(name)
         parts = tensor.detach().cpu().chunk(len(names))
         published |= {n: p.contiguous().clone() for n, p in zip(names, parts, strict=True)}
-    about = {"architectures": ["BertModel"], "model_type": "bert"}
-    about |= dataclasses.asdict(model.config) | {"position_embedding_type": "absolute"}
+    return published
+
+
+def _write_checkpoint(published: dict, config: BertConfig, architecture: str, folder: Path):
+    about = {"architectures": [architecture], "model_type": "bert"}
+    about |= dataclasses.asdict(config) | {"position_embedding_type": "absolute"}
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(published, temporary, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(about, indent=1) + "\n")
+
+# %% ../nbs/22_bert.ipynb #8a125ce9
+class MaskedTokenHead(nn.Module):
+    "Vectors to one score for each token; the rows are those of the embedding (tied weights)."
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, hidden, rows):  # hidden (..., D), rows (V, D) -> (..., V)
+        return F.linear(self.norm(self.act(self.transform(hidden))), rows, self.bias)
+
+# %% ../nbs/22_bert.ipynb #aebf37dc
+class BertForPreTraining(nn.Module):
+    "The encoder with its two questions: which token was hidden, and does the second text follow."
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.bert = Bert(config)
+        self.predictions = MaskedTokenHead(config)
+        self.relation = nn.Linear(config.hidden_size, 2)  # 0: follows, 1: does not
+        for head in (self.predictions, self.relation):
+            head.apply(lambda module: _initialise(module, config.initializer_range))
+
+    def forward(
+        self,
+        ids,  # (B, T) integers
+        mask=None,  # (B, T), 0 where padded; None: nothing is padded
+        segments=None,  # (B, T), 0 for the first text and 1 for the second; None: all 0
+        positions_of_masked=None,  # (M,) integers b * T + t; None: every token
+    ):  # -> scores of tokens (M, V), or (B, T, V) for every token; scores of the relation (B, 2)
+        hidden = self.bert(ids, mask, segments)
+        asked = hidden
+        if positions_of_masked is not None:
+            asked = hidden.flatten(0, 1)[positions_of_masked]
+        scores = self.predictions(asked, self.bert.embeddings.token.weight)
+        return scores, self.relation(self.bert.pool(hidden))
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None):
+        "Weights of the encoder and both heads, in evaluation mode and float32."
+        return _load_for_pretraining(cls, find_checkpoint(name_or_path, revision))
+
+    def save_pretrained(self, folder: str | Path):
+        "Write config.json and model.safetensors; Transformers' class of this name loads them."
+        state = _published_state(self)
+        state = {n if n.startswith("cls.") else f"bert.{n}": t for n, t in state.items()}
+        _write_checkpoint(state, self.config, type(self).__name__, Path(folder))
+
+# %% ../nbs/22_bert.ipynb #011eb060
+def _load_for_pretraining(kind, folder: Path) -> BertForPreTraining:
+    config, stored = BertConfig.from_pretrained(folder), _read_weights(folder)
+    table = "embeddings.word_embeddings.weight"
+    decoder = stored.get("cls.predictions.decoder.weight")
+    if decoder is not None and table in stored and not torch.equal(decoder, stored[table]):
+        raise UserError(f"{folder} has a decoder of its own: only tied weights can be loaded")
+    if "cls.predictions.decoder.bias" in stored:  # a second name of the same numbers
+        stored.setdefault("cls.predictions.bias", stored["cls.predictions.decoder.bias"])
+    with torch.device("meta"):
+        model = kind(config)
+    return _filled(model, stored, folder)
 
 # %% ../nbs/22_bert.ipynb #11cafce3
 def mean_pool(
@@ -448,15 +524,75 @@ def pad(
     return torch.from_numpy(ids), torch.from_numpy(np.arange(max(lengths)) < np.c_[lengths])
 
 # %% ../nbs/22_bert.ipynb #5d78f262
+MANY = 1_000_000  # characters from which the compiled tokenizer has won back its opening
+
+
 def token_ids(
     texts,  # n strings; none is allowed
     tokenizer: Tokenizer,
 ) -> list[list[int]]:
     "Token numbers of each text, cut at the tokeniser's length. Raises UserError for non-strings."
-    texts = check_texts(texts) if len(texts) else []
-    return [e.ids for e in tokenizer.encode_batch_fast(_whole(texts))]
+    texts = _whole(check_texts(texts)) if len(texts) else []
+    many = sum(map(len, texts)) >= MANY
+    if many and (own := compiled_wordpiece(tokenizer.to_str())) is not None:
+        return _cut_rows(own, texts, tokenizer.truncation)
+    return [e.ids for e in tokenizer.encode_batch_fast(texts)]
 
 
+def _cut_rows(own: WordPiece, texts, truncation: dict | None) -> list[list[int]]:
+    ids, first = own.encode_batch(texts, threads=torch.get_num_threads())
+    longest = truncation["max_length"] - 2 if truncation else len(ids)
+    start, end = own.number["[CLS]"], own.number["[SEP]"]
+    ends = np.minimum(first[1:], first[:-1] + longest)
+    return [[start, *ids[a:b].tolist(), end] for a, b in zip(first[:-1], ends, strict=True)]
+
+
+@functools.lru_cache(maxsize=4)
+def compiled_wordpiece(
+    stored: str,  # what `Tokenizer.to_str` gives
+) -> WordPiece | None:  # None: it is not BERT's recipe and nothing else
+    "Our tokenizer, where it gives the same numbers as the stored one."
+    about = json.loads(stored)
+    vocab, normalizer = about["model"].get("vocab"), about["normalizer"] or {}
+    lowercase = normalizer.get("lowercase")
+    if not isinstance(vocab, dict) or not _is_plain(about, vocab, lowercase):
+        return None
+    return WordPiece(sorted(vocab, key=vocab.get), lowercase)
+
+# %% ../nbs/22_bert.ipynb #03223fce
+def _is_plain(about: dict, vocab: dict, lowercase) -> bool:
+    "Is this BERT's normaliser, WordPiece with [CLS] and [SEP], and its five special pieces?"
+    normalizer = dict(type="BertNormalizer", clean_text=True, handle_chinese_chars=True)
+    normalizer |= dict(lowercase=lowercase)
+    accents = (about["normalizer"] or {}).get("strip_accents")
+    model = dict(type="WordPiece", unk_token="[UNK]", max_input_chars_per_word=100)
+    model |= dict(continuing_subword_prefix="##", vocab=vocab)
+    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    added = [special | dict(content=name, id=vocab[name]) for name in SPECIAL if name in vocab]
+    added.sort(key=lambda t: t["id"])
+    cut = about["truncation"] or dict(stride=0, direction="Right")
+    return (
+        about["normalizer"] == normalizer | dict(strip_accents=accents)
+        and lowercase in (True, False) and accents in (None, lowercase)
+        and about["pre_tokenizer"] == dict(type="BertPreTokenizer")
+        and about["model"] == model and sorted(vocab.values()) == list(range(len(vocab)))
+        and sorted(about["added_tokens"], key=lambda t: t["id"]) == added
+        and _marks(about["post_processor"] or {}, vocab)
+        and (cut["stride"], cut["direction"]) == (0, "Right")
+    )  # fmt: skip
+
+
+def _marks(processor: dict, vocab: dict) -> bool:
+    "Does it put [CLS] before a text and [SEP] after it, and nothing else?"
+    start, end = vocab.get("[CLS]"), vocab.get("[SEP]")
+    if processor.get("type") == "BertProcessing":
+        return processor["cls"] == ["[CLS]", start] and processor["sep"] == ["[SEP]", end]
+    mark = lambda name: {"SpecialToken": {"id": name, "type_id": 0}}  # noqa: E731
+    wanted = [mark("[CLS]"), {"Sequence": {"id": "A", "type_id": 0}}, mark("[SEP]")]
+    ids = {n: t["ids"] for n, t in processor.get("special_tokens", {}).items()}
+    return processor.get("single") == wanted and ids == {"[CLS]": [start], "[SEP]": [end]}
+
+# %% ../nbs/22_bert.ipynb #0552e48e
 @torch.inference_mode()
 def encode_ids(
     body,  # called as body(ids, mask) -> (B, T, D)

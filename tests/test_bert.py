@@ -18,19 +18,23 @@ from ftnb.bert import (
     MINILM_PACKAGE,
     Bert,
     BertConfig,
+    BertForPreTraining,
     Encoder,
     batches_by_length,
+    compiled_wordpiece,
     encode_ids,
     find_checkpoint,
     known_digest,
     load_tokenizer,
     mean_pool,
     pad,
+    published_names,
     token_ids,
     unknown_share,
     weight_files,
 )  # fmt: skip
 from ftnb.core import UserError
+from ftnb.data import load
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +62,30 @@ def real_texts(n):
     return [found[int(i)] for i in np.linspace(0, len(found) - 1, n)]
 
 
+def rows_of_all_lengths(n, tokenizer):
+    "Token numbers of n real texts of all lengths, more short ones than long ones."
+    texts = load("docstrings", limit=8_000).texts
+    texts = sorted({*texts, *(t.strip().split("\n")[0] for t in texts[:2_000])})  # and first lines
+    rows = sorted(token_ids(texts, tokenizer), key=len)
+    lengths = np.array([len(r) for r in rows])
+    wanted = lengths[0] + (512 - lengths[0]) * np.linspace(0, 1, n) ** 6
+    places = np.searchsorted(lengths, wanted - 0.5)
+    for i in range(1, n):  # each text once
+        places[i] = max(places[i], places[i - 1] + 1)
+    places = np.minimum(places, len(rows) - n + np.arange(n))
+    assert len(set(places)) == n
+    return [rows[i] for i in places]
+
+
 # --- the same numbers -----------------------------------------------------------------------------
 
 
-def test_hidden_states_are_hugging_face_s_on_real_texts_of_all_lengths():
+def test_hidden_states_are_hugging_face_s_on_a_thousand_real_texts_of_all_lengths():
     folder = find_checkpoint()
     ours, theirs = Bert.from_pretrained(folder), auto_model(folder)
-    rows = token_ids(real_texts(40), load_tokenizer(folder, 512))
+    rows = rows_of_all_lengths(1_000, load_tokenizer(folder, 512))
     lengths = [len(r) for r in rows]
-    assert min(lengths) < 10 and max(lengths) == 512 and len(set(lengths)) > 20
+    assert min(lengths) < 10 and max(lengths) == 512 and len(set(lengths)) > 150
     for batch in batches_by_length(lengths, 2048):
         ids, mask = pad([rows[i] for i in batch])
         full = torch.ones_like(ids) if mask is None else mask
@@ -75,6 +94,27 @@ def test_hidden_states_are_hugging_face_s_on_real_texts_of_all_lengths():
             b = theirs(input_ids=ids, attention_mask=full.long())
             assert (ours.pool(a) - b.pooler_output).abs().max() < 1e-5
         assert (a - b.last_hidden_state)[full.bool()].abs().max() < 1e-5
+
+
+def test_states_and_all_gradients_of_the_trained_model_are_hugging_face_s_in_float64():
+    folder = find_checkpoint()
+    ours, theirs = Bert.from_pretrained(folder).double(), auto_model(folder, dtype=torch.float64)
+    rows = rows_of_all_lengths(1_000, load_tokenizer(folder, 512))
+    g = torch.Generator().manual_seed(0)
+    for batch in (rows[100:108], rows[600:604], rows[-1:]):
+        ids, mask = pad(batch)
+        full = torch.ones_like(ids) if mask is None else mask
+        a = ours(ids, mask)
+        b = theirs(input_ids=ids, attention_mask=full.long())
+        assert (a - b.last_hidden_state)[full.bool()].abs().max() < 1e-12
+        weight = full[..., None] * torch.randn(a.shape, dtype=a.dtype, generator=g) / full.sum()
+        ((a * weight).sum() + ours.pool(a).square().mean()).backward()
+        ((b.last_hidden_state * weight).sum() + b.pooler_output.square().mean()).backward()
+    grads = {n: p.grad for n, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        their = torch.cat([grads[n] for n in published_names(name)])
+        error = (p.grad - their).abs().max() / their.abs().max()
+        assert error < 1e-10, f"{name}: {error:.1e}"  # keys' biases: 0 but for rounding
 
 
 def test_float64_segments_and_gradients_are_hugging_face_s(tiny):
@@ -190,6 +230,55 @@ def test_unknown_share(tiny):
     tokenizer = load_tokenizer(tiny, 16)
     assert unknown_share(TEXTS, tokenizer) == 0 and unknown_share([""], tokenizer) == 0
     assert unknown_share(["电影", "the lamp"], tokenizer) == 0.5
+
+
+ODD = ["", " \n", "\x00a\x00", "half \ud800", "电影不好看 ok", "x" * 101, "🙂" * 50, "[mask]",
+       "[MASK] [SEP]x[PAD]", "naïve Ｆｕｌｌ ﬁne", "e\u0301\u0323a\u0323\u0301", "don't--stop...",
+       "\u200bzero\xadwidth", "İstanbul ẞ", "a b " * 3_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("longest", [3, 17, 512])
+def test_the_compiled_tokenizer_gives_the_library_s_numbers(tmp_path, monkeypatch, stored, longest):
+    texts = [*load("docstrings", limit=2_000).texts, *ODD]
+    shutil.copy(find_checkpoint() / stored, tmp_path)
+    tokenizer = load_tokenizer(tmp_path, longest)
+    assert compiled_wordpiece(tokenizer.to_str()) is not None
+    whole = [t.encode("utf-8", "replace").decode() for t in texts]
+    theirs = [e.ids for e in tokenizer.encode_batch_fast(whole)]
+    monkeypatch.setattr("ftnb.bert.MANY", 10**12)
+    assert token_ids(texts, tokenizer) == theirs
+    monkeypatch.setattr("ftnb.bert.MANY", 0)
+    assert token_ids(texts, tokenizer) == theirs
+    assert token_ids([], tokenizer) == [] and token_ids([""], tokenizer) == [[101, 102]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("normalizer", "clean_text", False), ("normalizer", "strip_accents", False),
+     ("normalizer", "handle_chinese_chars", False), ("model", "unk_token", "[PAD]"),
+     ("model", "max_input_chars_per_word", 200), ("model", "continuing_subword_prefix", "@@"),
+     ("truncation", "direction", "Left"), ("truncation", "stride", 5),
+     ("normalizer", None, None), ("pre_tokenizer", "type", "Whitespace"),
+     ("added_tokens", None, []), ("post_processor", None, None)],
+    ids=str,
+)  # fmt: skip
+def test_any_other_recipe_is_left_to_the_library(monkeypatch, change):
+    part, key, value = change
+    about = json.loads(load_tokenizer(find_checkpoint(), 64).to_str())
+    assert compiled_wordpiece(json.dumps(about)) is not None
+    if key is None:
+        about[part] = value
+    else:
+        about[part][key] = value
+    assert compiled_wordpiece(json.dumps(about)) is None
+
+
+def test_a_further_special_token_is_left_to_the_library(monkeypatch):
+    tokenizer = load_tokenizer(find_checkpoint(), 64)
+    tokenizer.add_special_tokens(["[CITY]"])
+    monkeypatch.setattr("ftnb.bert.MANY", 0)
+    assert 30522 in token_ids(["in [CITY] tonight"], tokenizer)[0]
 
 
 def test_tokeniser_from_a_plain_vocabulary(tiny, tmp_path):
@@ -324,3 +413,105 @@ def test_configuration_round_trip(tmp_path):
     config = tiny_config(hidden_act="relu", pad_token_id=1)
     Bert(config).save_pretrained(tmp_path)
     assert BertConfig.from_pretrained(tmp_path) == config
+
+
+# --- the heads of pre-training --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory):
+    "A folder with random weights, biases and norms included."
+    folder = tmp_path_factory.mktemp("pretraining")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = BertForPreTraining(tiny_config())
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                torch.nn.init.normal_(p, mean=float("norm.weight" in name), std=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def hugging_face_pretraining(folder, **options):
+    from transformers import BertForPreTraining as Theirs
+
+    model, info = Theirs.from_pretrained(folder, output_loading_info=True, **options)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    return model.eval()
+
+
+def pretraining_batch():
+    ids, mask = pad([[2, 9, 8, 3, 7, 3], [2, 8, 7, 6, 3, 11, 12, 3]])
+    return ids, mask, (torch.arange(8) > 3).long().expand(2, 8), torch.tensor([2, 4, 9, 14])
+
+
+def test_scores_and_gradients_of_pretraining_are_hugging_face_s(pretraining):
+    ours = BertForPreTraining.from_pretrained(pretraining).double()
+    theirs = hugging_face_pretraining(pretraining, dtype=torch.float64)
+    ids, mask, segments, places = pretraining_batch()
+    tokens, relation = ours(ids, mask, segments, places)
+    said = theirs(input_ids=ids, attention_mask=mask.long(), token_type_ids=segments)
+    their_tokens = said.prediction_logits.flatten(0, 1)[places]
+    torch.testing.assert_close(tokens, their_tokens, atol=1e-12, rtol=0)
+    torch.testing.assert_close(relation, said.seq_relationship_logits, atol=1e-12, rtol=0)
+    every, _ = ours(ids, mask, segments)
+    torch.testing.assert_close(every, said.prediction_logits, atol=1e-12, rtol=0)
+    for a, b in ((tokens, relation), (their_tokens, said.seq_relationship_logits)):
+        (a.logsumexp(-1).sum() + b.pow(3).sum()).backward()
+    grads = {n.removeprefix("bert."): p.grad for n, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        parts = [grads[n] for n in published_names(name)]
+        torch.testing.assert_close(p.grad, torch.cat(parts), atol=1e-10, rtol=1e-8)
+
+
+def test_pretraining_written_by_transformers_is_read_by_us(pretraining, tmp_path):
+    hugging_face_pretraining(pretraining).save_pretrained(tmp_path / "back")
+    folders = pretraining, tmp_path / "back"
+    a, b = (BertForPreTraining.from_pretrained(f).state_dict() for f in folders)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_decoder_stored_twice_is_read_and_an_untied_one_refused(pretraining, tmp_path):
+    stored = load_file(pretraining / "model.safetensors")
+    shutil.copy(pretraining / "config.json", tmp_path)
+    stored["cls.predictions.decoder.weight"] = stored["bert.embeddings.word_embeddings.weight"] + 0
+    stored["cls.predictions.decoder.bias"] = stored.pop("cls.predictions.bias")
+    save_file(stored, tmp_path / "model.safetensors")
+    again = BertForPreTraining.from_pretrained(tmp_path)
+    assert torch.equal(again.predictions.bias, stored["cls.predictions.decoder.bias"])
+    stored["cls.predictions.decoder.weight"][5] += 1
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="tied"):
+        BertForPreTraining.from_pretrained(tmp_path)
+
+
+def test_an_encoder_without_heads_is_refused_in_one_line(tiny):
+    with pytest.raises(UserError, match="cls.predictions") as caught:
+        BertForPreTraining.from_pretrained(tiny)
+    one_line(caught)
+
+
+def test_the_encoder_of_a_pretraining_checkpoint_loads_alone(pretraining):
+    ids = torch.arange(5, 15)[None]
+    whole = BertForPreTraining.from_pretrained(pretraining)
+    assert torch.equal(Bert.from_pretrained(pretraining)(ids), whole.bert(ids))
+
+
+def test_initial_weights_are_the_published_ones():
+    "Normal with the stated deviation, cut at two of them; biases 0, norms 1."
+    torch.manual_seed(0)
+    model = BertForPreTraining(tiny_config(initializer_range=0.02, vocab_size=5_000))
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            assert (p == float("norm.weight" in name)).all(), name
+        else:
+            assert p.abs().max() <= 0.04 + 1e-6 and abs(p.mean()) < 0.005, name
+    rows = model.bert.embeddings.token.weight
+    assert abs(rows.std() - 0.02 * 0.8796) < 2e-4  # of a normal variable cut at two deviations
+    assert "decoder" not in " ".join(model.state_dict()), "the table is stored once"
+
+
+def test_no_masked_place_gives_no_scores(pretraining):
+    model, (ids, mask, _, _) = BertForPreTraining.from_pretrained(pretraining), pretraining_batch()
+    tokens, relation = model(ids, mask, positions_of_masked=torch.tensor([], dtype=torch.long))
+    assert tokens.shape == (0, 200) and relation.shape == (2, 2)
