@@ -44,7 +44,7 @@ def _four_dimensions(mask, wanted):
         )
     return mask[:, None, None] if of_keys else mask
 
-
+# %% ../nbs/21_attention.ipynb #59549f52
 def attention_weights(
     q: torch.Tensor,  # (B, H, T, d)
     k: torch.Tensor,  # (B, H, S, d)
@@ -59,30 +59,34 @@ def attention_weights(
     return scores.masked_fill(~allowed, -math.inf).softmax(-1).masked_fill(~allowed, 0.0)
 
 # %% ../nbs/21_attention.ipynb #bf85f97f
+def _check_sizes(dim, heads, dropout):
+    if heads < 1 or dim < 1 or dim % heads:
+        raise UserError(f"cannot divide {dim} coordinates by {heads} heads; change one of them")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout is a share from 0 to below 1, not {dropout}")
+
+# %% ../nbs/21_attention.ipynb #9d151c27
 class MultiHeadAttention(nn.Module):
     "Multi-head self-attention (Vaswani et al. 2017, section 3.2) with one fused input product."
 
     def __init__(
         self,
-        dim: int,  # D, coordinates of a token; a multiple of `heads`
-        heads: int,  # H
+        dim: int,  # D, coordinates of a token
+        heads: int,  # H, a divisor of D
         dropout: float = 0.0,  # share of the weights set to zero in training
     ):
         super().__init__()
-        if heads < 1 or dim < 1 or dim % heads:
-            raise UserError(f"cannot divide {dim} coordinates by {heads} heads; change one of them")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout is a share from 0 to below 1, not {dropout}")
+        _check_sizes(dim, heads, dropout)
         self.n_heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
     def project(self, x):  # x (B, T, D) -> queries, keys, values: three of (B, H, T, D/H)
-        if x.ndim != 3 or x.shape[2] != self.qkv.in_features:
-            wanted = f"(texts, tokens, {self.qkv.in_features})"
-            raise UserError(f"input of shape {tuple(x.shape)}: give it as {wanted}")
-        B, T, D = x.shape
-        return self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
+        D = self.qkv.in_features
+        if x.ndim != 3 or x.shape[2] != D:
+            raise UserError(f"input of shape {tuple(x.shape)}: give it as (texts, tokens, {D})")
+        parts = self.qkv(x).view(*x.shape[:2], 3, self.n_heads, D // self.n_heads)
+        return parts.permute(2, 0, 3, 1, 4)
 
     def forward(
         self,
@@ -92,14 +96,13 @@ class MultiHeadAttention(nn.Module):
         cache=None,  # a KeyValueCache: the tokens before x, to which those of x are added
     ):  # -> (B, T, D)
         q, k, v = self.project(x)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        square = causal and mask is None and q.shape[2] == k.shape[2]  # no table is needed
-        allowed = None if square else allowed_pairs(q, k, mask, causal)
-        drop = self.dropout if self.training else 0.0
-        o = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=allowed, dropout_p=drop, is_causal=square
-        )
+        k, v = (k, v) if cache is None else cache.append(k, v)
+        drop = self.dropout * self.training  # none when it is used
+        if causal and mask is None and q.shape[2] == k.shape[2]:  # no table is needed
+            o = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, is_causal=True)
+        else:
+            allowed = allowed_pairs(q, k, mask, causal)
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=drop)
         return self.out(o.transpose(1, 2).reshape(x.shape))
 
 # %% ../nbs/21_attention.ipynb #4036f0fe

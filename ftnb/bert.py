@@ -378,7 +378,7 @@ def _filled(model: nn.Module, stored: dict, folder: Path) -> nn.Module:
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(True)
 
-
+# %% ../nbs/22_bert.ipynb #03cc05d1
 def _read_weights(folder: Path) -> dict:
     "All tensors of a checkpoint under their present-day published names."
     tensors = {}

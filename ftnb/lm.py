@@ -470,8 +470,9 @@ def sample(
     "Write on from each beginning, one symbol at a time."
     ids = _rows(ids)
     done = torch.zeros(len(ids), dtype=torch.bool)
+    device = "cpu" if generator is None else generator.device
     for _ in range(n):
-        logits = step(ids)
+        logits = step(ids).to(device)
         for change in filters:
             logits = change(logits)
         new = (greedy(logits) if generator is None else draw(logits, generator)).cpu()

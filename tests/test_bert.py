@@ -176,6 +176,21 @@ def test_other_spellings_of_the_published_names(tiny, tmp_path):
     torch.testing.assert_close(model(ids), Bert.from_pretrained(tiny)(ids), atol=0.05, rtol=0.05)
 
 
+def test_loading_draws_no_random_numbers(tiny, pretraining):
+    before = torch.get_rng_state()
+    for kind, folder in ((Bert, tiny), (BertForPreTraining, pretraining)):
+        model = kind.from_pretrained(folder)
+        assert not any(t.is_meta for t in model.state_dict().values())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_mask_that_does_not_fit_is_refused(tiny):
+    model, ids = Bert.from_pretrained(tiny), torch.arange(5, 15).reshape(2, 5)
+    for shape in ((2, 4), (1, 5), (5,), (2, 5, 5)):
+        with pytest.raises(UserError, match="mask"):
+            model(ids, torch.ones(shape))
+
+
 def test_training_does_not_touch_the_file(tiny):
     before = (tiny / "model.safetensors").read_bytes()
     model = Bert.from_pretrained(tiny)

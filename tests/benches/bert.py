@@ -36,7 +36,7 @@ def encoding(threads):
     assert torch.get_num_threads() == threads
     encoder = Encoder()
     theirs = SentenceTransformer(str(find_checkpoint(MINILM)), device="cpu")
-    texts, said = texts_only(500)
+    texts, said = texts_only(2_000)
 
     return Case(said, (texts,), (texts[:16],), encoder.encode,
                 lambda texts: theirs.encode(texts, show_progress_bar=False,
