@@ -108,15 +108,7 @@ class GPT(nn.Module):
 
     def hidden(self, ids, state=None):  # (B, T) -> (B, T, D), state: the vectors below the head
         "The last vectors; the state is extended in place, and None where slopes are recorded."
-        past = len(state[0]) if state else 0
-        _check_ids(ids, past, self.config)
-        if state is None and not torch.is_grad_enabled():
-            state = [KeyValueCache(ids.shape[1]) for _ in self.layers]
-        places = self.position.weight[past : past + ids.shape[1]]
-        x = self.dropout(self.token(ids) + places)
-        for layer, cache in zip(self.layers, state or [None] * len(self.layers), strict=True):
-            x = layer(x, cache)
-        return self.norm(x), state
+        return _read(self, ids, state)
 
     def forward(self, ids, state=None):  # (B, T) -> (B, T, V) logits, state as in `hidden`
         x, state = self.hidden(ids, state)
@@ -124,10 +116,7 @@ class GPT(nn.Module):
 
     def pick(self, state, rows):  # rows: (B',) numbers of rows to go on with, repetitions allowed
         "The state of some rows; the same state where these are all rows in their order."
-        n = state[0].kept.shape[1]
-        if len(rows) == n and torch.equal(rows.cpu(), torch.arange(n)):
-            return state
-        return [_rows_of(cache, rows) for cache in state]
+        return _rows_of(state, rows)
 
     def log2_probabilities(self, sequences) -> np.ndarray:
         "log2 of the probability of every symbol but each first; longer ones in windows."
@@ -164,9 +153,25 @@ def _check_ids(ids, past: int, config: GPTConfig):
         )
 
 
-def _rows_of(cache, rows):
-    picked = KeyValueCache(cache.room)
-    picked.kept, picked.length = cache.kept[:, rows], cache.length
+def _read(model, ids, state):
+    past, n_layer = len(state[0]) if state else 0, len(model.layers)
+    _check_ids(ids, past, model.config)
+    if state is None and not torch.is_grad_enabled():
+        state = [KeyValueCache(ids.shape[1]) for _ in range(n_layer)]
+    x = model.token(ids) + model.position.weight[past : past + ids.shape[1]]
+    x = model.dropout(x)
+    for layer, cache in zip(model.layers, state or [None] * n_layer, strict=True):
+        x = layer(x, cache)
+    return model.norm(x), state
+
+
+def _rows_of(state, rows):
+    n = state[0].kept.shape[1]
+    if len(rows) == n and torch.equal(rows.cpu(), torch.arange(n)):
+        return state
+    picked = [KeyValueCache(cache.room) for cache in state]
+    for new, old in zip(picked, state, strict=True):
+        new.kept, new.length = old.kept[:, rows], old.length
     return picked
 
 # %% ../nbs/24_gpt.ipynb #9c6ee6f1
@@ -208,7 +213,7 @@ def published_name(
     turned = last == "weight" and "norm" not in part
     return f"transformer.h.{i}.{PUBLISHED_LAYER[part]}.{last}", turned
 
-
+# %% ../nbs/24_gpt.ipynb #34777f9c
 def _save(model, folder: Path):
     published = {}
     for name, tensor in model.state_dict().items():
@@ -221,7 +226,7 @@ def _save(model, folder: Path):
         save_file(published, temporary, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(about, indent=1) + "\n")
 
-
+# %% ../nbs/24_gpt.ipynb #9b558af1
 def _load(folder: Path):
     "Raises UserError if a tensor is missing or misshapen."
     config, stored = GPTConfig.from_pretrained(folder), _read_weights(folder)
