@@ -438,7 +438,7 @@ def run_comparison(
 def model_shape(
     text: str,  # LAYERSxWIDTH, such as 4x256, or a checkpoint: a folder or a name on the Hub
 ):  # -> BertConfig
-    "The sizes of a BERT: heads of 64 and a feed-forward part four times as wide, or a checkpoint's."
+    "The sizes of a BERT: heads of 64, a feed-forward part four times as wide; or a checkpoint's."
     from ftnb.bert import BertConfig, find_checkpoint
     from ftnb.core import UserError
 
@@ -488,7 +488,7 @@ def fit_estimate(
         config, where = model_shape(model or MINILM), find_device(device)
         if length > config.max_position_embeddings:
             most = config.max_position_embeddings
-            raise UserError(f"--length {length}: this model has {most} positions; take {most} at most")
+            raise UserError(f"--length {length}: take {most} at most, the positions of this model")
         settings = dict(optimizer=optimizer, accumulate=accumulate, n_classes=classes,
                         checkpointing=checkpointing, autocast="bf16" if bf16 else None)  # fmt: skip
         estimate(config, batch, length, **settings)  # wrong settings are refused before measuring
