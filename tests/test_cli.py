@@ -251,3 +251,23 @@ def test_compare_interrupted_and_continued(tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in cells.glob("*.json")} == done
     left = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"index.html", "39_compare.ipynb", "record.json"} <= left
+
+
+def test_fit_estimate_tells_memory_and_whether_it_fits():
+    words = ["fit-estimate", "2x128", "--batch", "4", "--length", "32", "--json"]
+    found = [json.loads(CliRunner().invoke(cli.app, [*words, *more]).stdout)
+             for more in ([], ["--checkpointing"], ["--memory", "0.001"])]
+    plain, again, little = found
+    assert plain["fits"] and not little["fits"] and little["free"] == 1_000_000
+    assert again["activations"] < plain["activations"] and again["weights"] == plain["weights"]
+    assert plain["optimizer"] == 2 * plain["weights"] and plain["step_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "words", [["0x128"], ["2x100"], ["no/such/folder"], ["2x128", "--optimizer", "adam"],
+              ["2x128", "--accumulate", "99"], ["2x128", "--length", "513"],
+              ["2x128", "--device", "tpu"]],
+)
+def test_fit_estimate_refuses(words):
+    answer = CliRunner().invoke(cli.app, ["fit-estimate", *words])
+    assert answer.exit_code == 2 and len(answer.stderr.strip().splitlines()) == 1
