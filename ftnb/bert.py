@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MINILM', 'MINILM_REVISION', 'MINILM_SHA256', 'MINILM_PACKAGE', 'CHECKPOINT_FILES', 'ACTIVATIONS', 'PUBLISHED',
-           'PUBLISHED_LAYER', 'QKV', 'MANY', 'known_digest', 'weight_files', 'find_checkpoint', 'BertConfig',
-           'load_tokenizer', 'unknown_share', 'Embeddings', 'Layer', 'Bert', 'published_names', 'load_bert',
-           'save_bert', 'MaskedTokenHead', 'BertForPreTraining', 'mean_pool', 'batches_by_length', 'pad', 'token_ids',
-           'compiled_wordpiece', 'encode_ids', 'Encoder']
+           'PUBLISHED_LAYER', 'QKV', 'MANY', 'known_digest', 'weight_files', 'read_json', 'find_checkpoint',
+           'BertConfig', 'load_tokenizer', 'unknown_share', 'Embeddings', 'Layer', 'Bert', 'published_names',
+           'load_bert', 'read_tensors', 'save_bert', 'MaskedTokenHead', 'BertForPreTraining', 'mean_pool',
+           'batches_by_length', 'pad', 'token_ids', 'compiled_wordpiece', 'encode_ids', 'Encoder']
 
 # %% ../nbs/22_bert.ipynb #f3684860
 import dataclasses
@@ -54,14 +54,15 @@ def weight_files(
     "The safetensors files of a checkpoint; raises UserError if there are none."
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted(set(_json(index)["weight_map"].values()))
+        shards = sorted(set(read_json(index)["weight_map"].values()))
         return [folder / Path(name).name for name in shards]
     if not (folder / "model.safetensors").exists():
         raise UserError(f"no model.safetensors in {folder}: convert the weights first")
     return [folder / "model.safetensors"]
 
 
-def _json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    "A JSON file of a checkpoint; raises UserError if it is missing or damaged."
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as e:
@@ -161,7 +162,7 @@ class BertConfig:
     @classmethod
     def from_pretrained(cls, folder: str | Path):
         "Read config.json; raises UserError where it describes another kind of model."
-        stored = _json(Path(folder) / "config.json")
+        stored = read_json(Path(folder) / "config.json")
         _refuse_other_models(stored)
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in stored.items() if k in names and v is not None})
@@ -199,7 +200,7 @@ def _wordpiece(folder: Path) -> Tokenizer:
     from tokenizers import BertWordPieceTokenizer
 
     settings = folder / "tokenizer_config.json"
-    lowercase = _json(settings).get("do_lower_case", True) if settings.exists() else True
+    lowercase = read_json(settings).get("do_lower_case", True) if settings.exists() else True
     made = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)
     return Tokenizer.from_str(made.to_str())
 
@@ -379,14 +380,22 @@ def _filled(model: nn.Module, stored: dict, folder: Path) -> nn.Module:
     return model.eval().requires_grad_(True)
 
 # %% ../nbs/22_bert.ipynb #03cc05d1
-def _read_weights(folder: Path) -> dict:
-    "All tensors of a checkpoint under their present-day published names."
+def read_tensors(
+    folder: Path,  # of a checkpoint
+) -> dict:  # tensor by its name in the files
+    "All tensors of a checkpoint; raises UserError if a file is missing or damaged."
     tensors = {}
     for path in weight_files(folder):
         try:
             tensors |= load_file(path)
         except (OSError, SafetensorError) as e:
             raise UserError(f"cannot read {path}: {e}; download the checkpoint again") from e
+    return tensors
+
+
+def _read_weights(folder: Path) -> dict:
+    "All tensors of a BERT under their present-day published names."
+    tensors = read_tensors(folder)
     old = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
     return {_renamed(k.removeprefix("bert."), old): v for k, v in tensors.items()}
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from .attention import KeyValueCache, MultiHeadAttention
-from .bert import ACTIVATIONS, find_checkpoint, weight_files
+from .bert import ACTIVATIONS, find_checkpoint, read_json, read_tensors
 from .core import UserError, atomic_path, write_text
 from .lm import NGramModel, network_log2_probabilities
 
@@ -63,10 +62,7 @@ _FIXED |= {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": Fals
 
 
 def _read_config(path: Path) -> dict:
-    try:
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as e:
-        raise UserError(f"cannot read {path}: {e}; is the folder a complete checkpoint?") from e
+    stored = read_json(path)
     other = [k for k, v in _FIXED.items() if stored.get(k, None if k == "model_type" else v) != v]
     if other:
         what = ", ".join(f"{k} {stored.get(k)!r}" for k in other)
@@ -247,13 +243,8 @@ def _load(folder: Path):
 
 def _read_weights(folder: Path) -> dict:
     "All tensors of a checkpoint; old files lack the first part of the names."
-    tensors = {}
-    for path in weight_files(folder):
-        try:
-            tensors |= load_file(path)
-        except (OSError, SafetensorError) as e:
-            raise UserError(f"cannot read {path}: {e}; download the checkpoint again") from e
-    return {f"transformer.{k.removeprefix('transformer.')}": v for k, v in tensors.items()}
+    start = "transformer."
+    return {start + k.removeprefix(start): v for k, v in read_tensors(folder).items()}
 
 # %% ../nbs/24_gpt.ipynb #6991c905
 def within(

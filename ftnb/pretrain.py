@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .attention import sinusoidal_positions
 from .bert import Bert, BertConfig, BertForPreTraining
 from .core import UserError, text_digest, write_text
 from .text import check_texts, compiled
@@ -209,15 +210,8 @@ def new_model(
         model = BertForPreTraining(config)
     with torch.no_grad():
         spread = config.initializer_range * 2**0.5  # of a wave: its mean square is half
-        model.bert.embeddings.position.weight.copy_(spread * _waves(length, width))
+        model.bert.embeddings.position.weight.copy_(spread * sinusoidal_positions(length, width))
     return model
-
-
-def _waves(length: int, width: int):  # -> (length, width) between -1 and 1
-    "Sines and cosines of falling frequency (Vaswani et al. 2017, section 3.5)."
-    frequency = 10_000 ** (-torch.arange(0, width, 2) / width)
-    angles = torch.arange(length)[:, None] * frequency
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
 def masked_loss(model, batch: dict):  # -> scalar
