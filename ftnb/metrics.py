@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_labels', 'check_pair', 'accuracy', 'classes_in', 'confusion', 'precision_recall_f1', 'macro_f1', 'check_proba',
            'log_loss', 'brier_score', 'reliability', 'calibration_error', 'bootstrap_interval', 'paired_bootstrap',
-           'mcnemar', 'seed_interval', 'holm']
+           'mcnemar', 'seed_interval', 'combined_interval', 'holm']
 
 # %% ../nbs/03_metrics.ipynb #549afa31
 import math
@@ -323,6 +323,18 @@ def seed_interval(
         raise UserError(f"an interval over seeds needs two or more finite scores, not {values}")
     half = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+# %% ../nbs/03_metrics.ipynb #0b5414fa
+def combined_interval(
+    centre: float,
+    items: tuple,  # (low, high) over test items
+    over_seeds: tuple,  # (low, high) over seeds
+    bounds: tuple = (0.0, 1.0),  # ends of the scale
+) -> tuple[float, float]:
+    "Both kinds of chance in one interval: independent, so the squares of the half-widths add."
+    low = centre - math.hypot(centre - items[0], centre - over_seeds[0])
+    high = centre + math.hypot(items[1] - centre, over_seeds[1] - centre)
+    return max(bounds[0], low), min(bounds[1], high)
 
 # %% ../nbs/03_metrics.ipynb #56045f6a
 def holm(
