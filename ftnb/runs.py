@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIME', 'record', 'recorded', 'find_notebook', 'parameters_of', 'size_parameters', 'check_parameters', 'git_state',
-           'make_record', 'NotebookFailed', 'run_notebook', 'keep_measured', 'measured', 'few_colours', 'render']
+           'Meter', 'energy', 'energy_between', 'make_record', 'NotebookFailed', 'perform', 'write_record',
+           'run_notebook', 'keep_measured', 'measured', 'few_colours', 'render']
 
 # %% ../nbs/04_runs.ipynb #669b45ea
 import base64
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -34,7 +36,8 @@ def record(
 
     plain = json.loads(json.dumps(values, default=_plain))
     words = ", ".join(f"{k} = {v}" for k, v in plain.items() if k not in ("seeds", "data"))
-    display({MIME: plain, "text/plain": words}, raw=True)
+    here = {"_device": environment()["device"]}  # of the kernel: the runner may not see it
+    display({MIME: plain | here, "text/plain": words}, raw=True)
 
 
 def _plain(value):
@@ -143,9 +146,74 @@ def git_state(
     return {"commit": None, "dirty": None}
 
 # %% ../nbs/04_runs.ipynb #af8d2317
-def make_record(notebook: Path, parameters: dict, executed, seconds: float) -> dict:
+class Meter:
+    "Measure a block: `.seconds`, `.peak_mb` (all child processes together), `.joules` or None."
+
+    def __init__(self, every: float = 0.2):  # seconds between two looks
+        self.every, self.peak_mb, self.seconds, self.joules = every, 0.0, 0.0, None
+
+    def __enter__(self):
+        self.stop, self.began, self.counters = threading.Event(), time.perf_counter(), energy()
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def _watch(self):
+        import psutil
+
+        me = psutil.Process()
+        while not self.stop.wait(self.every):
+            held = 0
+            with contextlib.suppress(psutil.Error):
+                for child in me.children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        held += child.memory_info().rss
+            self.peak_mb = max(self.peak_mb, held / 1e6)
+
+    def __exit__(self, *_):
+        self.seconds = time.perf_counter() - self.began
+        self.stop.set()
+        self.watcher.join()
+        self.joules = energy_between(self.counters, energy())
+
+
+def energy(
+    powercap: str | Path = "/sys/class/powercap",  # where Linux shows the counters
+) -> dict:  # name -> (joules so far, joules at which the counter starts anew or None)
+    "The energy counters of this machine; empty where none can be read."
+    found = {}
+    for zone in sorted(Path(powercap).glob("intel-rapl:[0-9]*")):
+        if zone.name.count(":") == 1:  # a whole processor, not a part of it
+            with contextlib.suppress(OSError, ValueError):
+                now, most = (int((zone / f"{name}energy{rest}_uj").read_text()) / 1e6
+                             for name, rest in (("", ""), ("max_", "_range")))  # fmt: skip
+                found[zone.name] = now, most
+    with contextlib.suppress(Exception):  # no NVIDIA card, no library, or a card that cannot tell
+        import pynvml
+
+        pynvml.nvmlInit()
+        for i in range(pynvml.nvmlDeviceGetCount()):
+            card = pynvml.nvmlDeviceGetHandleByIndex(i)
+            found[f"gpu:{i}"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3, None
+    return found
+
+
+def energy_between(
+    before: dict,  # from `energy`
+    after: dict,
+) -> float | None:  # joules; None where nothing was counted
+    "The energy between two readings of the counters; a counter may have started anew once."
+    spent = [
+        after[k][0] - before[k][0] + (after[k][1] or 0) * (after[k][0] < before[k][0])
+        for k in before.keys() & after.keys()
+    ]
+    return round(sum(spent), 3) if spent else None
+
+# %% ../nbs/04_runs.ipynb #c27143cf
+def make_record(notebook: Path, parameters: dict, executed, meter: Meter) -> dict:
     "Everything that somebody needs to repeat and to judge a run, as JSON values."
-    values = recorded(executed)
+    values, here = recorded(executed), environment()
+    here["device"] = values.pop("_device", here["device"])
     return {
         "notebook": notebook.name,
         "source_digest": text_digest(*(c.source for c in _read(notebook).cells)),
@@ -154,21 +222,12 @@ def make_record(notebook: Path, parameters: dict, executed, seconds: float) -> d
         "data": values.pop("data", {}),
         "metrics": values,
         "git": git_state(resource("nbs")),  # the code of ftnb, wherever the notebook lies
-        "environment": environment(),
-        "seconds": round(seconds, 3),
-        "peak_memory_mb": _children_peak_mb(),
+        "environment": here,
+        "seconds": round(meter.seconds, 3),
+        "peak_memory_mb": round(meter.peak_mb, 1),
+        "energy_joules": meter.joules,  # None: unknown
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _children_peak_mb() -> float | None:
-    "Largest resident memory of a finished child process so far, MB; None where unknown."
-    with contextlib.suppress(ImportError):
-        import resource as usage  # POSIX only
-
-        peak = usage.getrusage(usage.RUSAGE_CHILDREN).ru_maxrss
-        return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
-    return None
 
 # %% ../nbs/04_runs.ipynb #1f947585
 class NotebookFailed(RuntimeError):
@@ -179,6 +238,24 @@ class NotebookFailed(RuntimeError):
         super().__init__(f"{ename}: {evalue} (the notebook with its traceback: {path})")
 
 # %% ../nbs/04_runs.ipynb #bdff6855
+def perform(
+    notebook: Path,
+    values: dict,  # parameters that replace defaults
+    folder: Path,  # where the executed notebook goes; it exists
+    progress: bool = False,  # a bar per cell on stderr
+    **variables: str,  # of the kernel's environment
+) -> dict:  # the record, not yet written
+    "Execute a notebook by papermill and measure it. Raises NotebookFailed."
+    with Meter() as meter:
+        executed = _execute(notebook, folder / notebook.name, values, progress, **variables)
+    return make_record(notebook, values, executed, meter)
+
+
+def write_record(folder: Path, facts: dict):
+    "Write record.json into the folder of a run."
+    write_text(folder / "record.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
 def run_notebook(
     notebook: str | Path,  # a path, "39_compare", or just "compare"
     parameters: dict | None = None,  # values that replace defaults and the size's values
@@ -194,10 +271,8 @@ def run_notebook(
     home.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=home, prefix=".draft-"))
     try:
-        began = time.perf_counter()
-        executed = _execute(notebook, draft / notebook.name, values, progress)
-        facts = make_record(notebook, values, executed, time.perf_counter() - began)
-        write_text(draft / "record.json", json.dumps(facts, indent=1, ensure_ascii=False))
+        facts = perform(notebook, values, draft, progress)
+        write_record(draft, facts)
         return _publish(draft, home, text_digest(json.dumps(facts["parameters"])))
     except NotebookFailed as e:
         kept = _publish(draft, home / "failed", text_digest(str(e)))
@@ -208,7 +283,7 @@ def run_notebook(
         shutil.rmtree(draft, ignore_errors=True)
 
 # %% ../nbs/04_runs.ipynb #c504ad30
-def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
+def _execute(notebook: Path, target: Path, parameters: dict, progress: bool, **variables: str):
     "papermill, with a fixed hash salt; a failing cell becomes NotebookFailed."
     import logging
 
@@ -217,7 +292,8 @@ def _execute(notebook: Path, target: Path, parameters: dict, progress: bool):
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        with _environment(PYTHONHASHSEED="0", PYDEVD_DISABLE_FILE_VALIDATION="1"):
+        fixed = {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        with _environment(**fixed | variables):
             return papermill.execute_notebook(
                 notebook, target, parameters, cwd=notebook.parent,
                 kernel_name="python3", language="python", progress_bar=progress,

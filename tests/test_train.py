@@ -1,5 +1,6 @@
 """The training loop under fire: killed, interrupted, spoiled files, settings that cannot work."""
 
+import itertools
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import ftnb.train as train_module
 from ftnb.core import UserError
 from ftnb.train import (
     OPTIMIZERS,
@@ -141,6 +143,23 @@ def broken_at(call):
         return toy["loss"](model, batch)
 
     return loss
+
+
+@pytest.mark.parametrize("pause", [1e-9, 0.01, 1000.0])
+def test_a_runner_keeps_checkpoints_without_a_word_in_the_notebook(
+    tmp_path, alone, monkeypatch, pause
+):
+    monkeypatch.setenv("FTNB_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setattr(train_module, "KEPT_EVERY", pause)
+    monkeypatch.setattr(train_module, "_FITS", itertools.count(1))
+    same(toy["train"](None, every=None), alone)
+    with pytest.raises(Stop):  # of two trainings in one process the second is broken off
+        toy["train"](None, broken_at(40), every=None)
+    monkeypatch.setattr(train_module, "_FITS", itertools.count(1))
+    same(toy["train"](None, every=None), alone)
+    same(toy["train"](None, every=None), alone)
+    kept = sorted(p.name[:4] for p in tmp_path.iterdir() if (p / "last.safetensors").exists())
+    assert kept == ([] if pause == 1000.0 else ["0001", "0002"])
 
 
 @pytest.mark.parametrize("call", [1, 2, 13, 14, 40])
