@@ -401,11 +401,12 @@ def _joined(outputs: list) -> list:
 
 
 def _bare(output):
-    "An output without its counter and metadata, a figure in few colours."
+    "An output without its counter, its metadata and the device; a figure in few colours."
     if "execution_count" in output:
         output.execution_count = None
     if "metadata" in output:
         output.metadata = {}
+    output.get("data", {}).get(MIME, {}).pop("_device", None)
     if "image/png" in output.get("data", {}):
         output.data["image/png"] = few_colours(output.data["image/png"])
     return output
