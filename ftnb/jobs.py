@@ -309,7 +309,8 @@ def _run_into(job, store, key, parts, draft, work) -> dict:
     count = {f"{lib}_NUM_THREADS": str(job.threads) for lib in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
     try:
         with writing(store.folder):
-            facts = perform(job.notebook, job.parameters, draft, FTNB_CHECKPOINTS=str(work), **count)
+            count["FTNB_CHECKPOINTS"] = str(work)
+            facts = perform(job.notebook, job.parameters, draft, **count)
             facts["environment"]["threads"] = job.threads
             facts |= {"key": key, "size": job.size, "ingredients": parts}
             write_record(draft, facts)
@@ -518,8 +519,10 @@ def _round(asked: dict, found: dict, store: Store, where: Executor, watch, retri
         watch.began(client)
         futures = {}
         for key, (job, parts) in left.items():
-            future = client.submit(work_on, _task(job, parts, store), key=f"ftnb-{key}-{watch.round}",
-                                   retries=retries, resources=job.resources or None)  # fmt: skip
+            future = client.submit(
+                work_on, _task(job, parts, store), key=f"ftnb-{key}-{watch.round}",
+                retries=retries, resources=job.resources or None,
+            )  # fmt: skip
             futures[future] = key
         for future in as_completed(list(futures)):
             _collect(future, futures[future], found, store)
