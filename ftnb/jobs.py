@@ -12,6 +12,7 @@ __all__ = ['SLURM', 'PATIENCE', 'imported_modules', 'package_folder', 'modules_b
 import ast
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -74,12 +75,12 @@ def _strings(value) -> set[str]:
     return set().union(*map(_strings, value)) if isinstance(value, (list, tuple)) else set()
 
 
-def sets_named(source: str, parameters: dict) -> list[str]:
-    "The sets of the catalogue that code or parameters name."
+def sets_named(source: str) -> set[str]:
+    "The sets of the catalogue that code names."
     tree = ast.parse(re.sub(r"^\s*[%!].*", "", source, flags=re.M))
     words = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)
              and isinstance(n.value, str)}  # fmt: skip
-    return sorted((words | _strings(parameters)) & catalogue().keys())
+    return words & catalogue().keys()
 
 
 def set_digest(name: str) -> str:
@@ -172,10 +173,12 @@ def ingredients(
 
     code = once(job.notebook, code_of, job.notebook)
     modules = once((job.notebook, "modules"), modules_behind, code)
-    names = {*sets_named(code, job.parameters), *job.data}
+    digest = once((job.notebook, "digest"), text_digest, job.notebook.stem, code)
+    names = once((job.notebook, "sets"), sets_named, code) | set(job.data)
+    names |= _strings(job.parameters) & once("catalogue", catalogue).keys()
     parameters = json.dumps(_by_content(job.parameters), sort_keys=True, ensure_ascii=False)
     return {
-        "notebook": text_digest(job.notebook.stem, code),
+        "notebook": digest,
         "parameters": text_digest(parameters),
         **{f"ftnb/{m}.py": d for m, d in modules.items()},
         **{f"data/{name}": once(name, set_digest, name) for name in sorted(names)},
@@ -437,6 +440,7 @@ def check_workers(client):
                             "and requirements.lock there")  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1)  # the code that a process has loaded stays what it is
 def worker_state() -> dict[str, str]:
     "What must agree between the process that asks and those that work."
     package = package_folder()
@@ -519,30 +523,38 @@ def _round(asked: dict, found: dict, store: Store, where: Executor, watch, retri
         if where.kind != "slurm":
             check_workers(client)
         watch.began(client)
-        futures = {}
-        for key, (job, parts) in left.items():
-            future = client.submit(
-                work_on, _task(job, parts, store), key=f"ftnb-{key}-{watch.round}",
-                retries=retries, resources=job.resources or None,
-            )  # fmt: skip
-            futures[future] = key
-        for future in as_completed(list(futures)):
-            _collect(future, futures[future], found, store)
+        futures = _submit(client, left, store, watch.round, retries)
+        finished = as_completed(list(futures), with_results=True, raise_errors=False)
+        for future, result in finished:
+            _collect(future, result, futures[future], found, store)
             watch.tell(0.5)
 
 
-def _collect(future, key: str, found: dict, store: Store):
+def _submit(client, left: dict, store: Store, mark: int, retries: int) -> dict:  # future -> key
+    "Hand all tasks to the scheduler in as few messages as their resources allow."
+    futures = {}
+    for gpu in (True, False):
+        some = {key: one for key, one in left.items() if bool(one[0].resources) == gpu}
+        if some:
+            tasks = [_task(job, parts, store) for job, parts in some.values()]
+            names = [f"ftnb-{key}-{mark}" for key in some]
+            sent = client.map(work_on, tasks, key=names, pure=False, retries=retries,
+                              resources={"GPU": 1} if gpu else None)  # fmt: skip
+            futures |= dict(zip(sent, some, strict=True))
+    return futures
+
+
+def _collect(future, result, key: str, found: dict, store: Store):
     "Note the outcome of one future. One that was lost with its scheduler stays missing."
     from distributed.scheduler import KilledWorker
 
-    if future.status == "finished":
-        outcome = future.result()
-        files = outcome.pop("files", None)
+    if future.status == "finished" and isinstance(result, dict):
+        files = result.pop("files", None)
         if files and not store.record(key):
             _receive(files, key, store)
-        found[key] = outcome
+        found[key] = result
     elif future.status == "error":
-        error = future.exception()
+        error = result[1]  # type, exception, traceback
         if isinstance(error, UserError):
             raise error
         died = isinstance(error, KilledWorker)

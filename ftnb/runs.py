@@ -10,7 +10,9 @@ __all__ = ['MIME', 'record', 'recorded', 'find_notebook', 'parameters_of', 'size
 # %% ../nbs/04_runs.ipynb #669b45ea
 import base64
 import contextlib
+import copy
 import datetime
+import functools
 import io
 import json
 import os
@@ -77,6 +79,13 @@ def parameters_of(
     notebook: Path,  # a notebook file
 ) -> dict:  # name -> default, as Python values
     "The names and defaults of the cell tagged `parameters`."
+    state = Path(notebook).stat() if Path(notebook).is_file() else None
+    found = _parameters_at(Path(notebook), state and (state.st_mtime_ns, state.st_size))
+    return copy.deepcopy(found)
+
+
+@functools.lru_cache(maxsize=256)  # a list of ten thousand jobs asks ten thousand times
+def _parameters_at(notebook: Path, state) -> dict:
     import ast
 
     nb = _read(notebook)

@@ -82,9 +82,10 @@ def f():
     assert modules_behind("import numpy") == {}
 
 
-def test_sets_are_found_in_code_and_parameters():
-    assert sets_named('x = load("sst2")', {"a": ["trec6", {"b": "hotline"}], "c": 3}) == [
-        "hotline", "sst2", "trec6"]  # fmt: skip
+def test_sets_are_found_in_code_and_parameters(toy):
+    assert sets_named('x = load("sst2")') == {"sst2"}
+    parts = ingredients(make_job(toy, {"set_name": "trec6", "log": ["no", {"set": "hotline"}]}))
+    assert {p for p in parts if p.startswith("data/")} == {"data/hotline", "data/trec6"}
 
 
 def test_what_changes_the_key(tmp_path, toy, monkeypatch):
