@@ -327,7 +327,9 @@ def _keep_failure(job: Job, store: Store, key: str, draft: Path, error) -> Path:
     "Keep a failed notebook beside the command that runs it again."
     asked = " ".join(f"-p {shlex.quote(f'{k}={json.dumps(v, ensure_ascii=False)}')}"
                      for k, v in job.parameters.items() if k in job.told)  # fmt: skip
-    command = f"ftnb run {job.notebook.stem} --size {job.size} {asked}".strip()
+    ours = job.notebook.parent == resource("nbs").resolve()
+    name = job.notebook.stem if ours else shlex.quote(str(job.notebook))
+    command = f"ftnb run {name} --size {job.size} {asked}".strip()
     told = {"error": f"{error.ename}: {error.evalue}", "command": command, "key": key}
     write_text(draft / "failure.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     kept = store.folder / "failed" / f"{key}-{time.time_ns()}"
@@ -404,7 +406,7 @@ def connected(executor: Executor, threads: int = 1, gpus: int = 0):  # yields a 
     quiet = {"distributed.logging.distributed": "critical", "distributed.comm.retry.count": 0,
              "distributed.scheduler.allowed-failures": 5,
              "distributed.worker.resources": {"GPU": gpus} if gpus else {},
-             "distributed.comm.timeouts.connect": "10s"}  # fmt: skip
+             "distributed.comm.timeouts.connect": "5s"}  # fmt: skip
     for name in ("", ".client", ".core", ".comm", ".scheduler", ".nanny", ".worker", ".batched"):
         logging.getLogger(f"distributed{name}").setLevel(logging.CRITICAL)  # we tell it ourselves
     with contextlib.ExitStack() as stack, dask.config.set(quiet):
@@ -419,13 +421,13 @@ def connected(executor: Executor, threads: int = 1, gpus: int = 0):  # yields a 
                 cluster.scale(jobs=executor.settings["jobs"])
             else:
                 cluster = executor.address
-            yield stack.enter_context(Client(cluster, timeout=10))
+            yield stack.enter_context(Client(cluster, timeout=5))
         except FileNotFoundError as e:
             raise UserError(f"{e.filename} is not here: is this a Slurm machine?") from None
 
 
 def check_workers(client):
-    "Every worker must have the code and the versions that this process has."
+    "Every worker must have the code and the versions that this process has; UserError else."
     ours = worker_state()
     for address, theirs in client.run(worker_state).items():
         unlike = [k for k in ours if theirs.get(k) != ours[k]]
@@ -469,7 +471,7 @@ def _task(job: Job, parts: dict, store: Store) -> dict:
             "store": str(store.folder), "token": store.token}  # fmt: skip
 
 # %% ../nbs/06_jobs.ipynb #abc9c056
-PATIENCE = 6  # times that a lost scheduler is looked for again, ten seconds each
+PATIENCE = 12  # times that a lost scheduler is looked for again, five seconds each
 
 
 def run_jobs(
@@ -526,7 +528,7 @@ def _round(asked: dict, found: dict, store: Store, where: Executor, watch, retri
             futures[future] = key
         for future in as_completed(list(futures)):
             _collect(future, futures[future], found, store)
-            watch.tell()
+            watch.tell(0.5)
 
 
 def _collect(future, key: str, found: dict, store: Store):
@@ -563,7 +565,7 @@ class _Watch:
     def __init__(self, asked: dict, found: dict, store: Store, where: Executor, notify):
         self.asked, self.found, self.store, self.notify = asked, found, store, notify
         self.where, self.workers, self.link, self.round = where, where.workers, "", 0
-        self.connected, self.start = False, time.time()
+        self.connected, self.start, self.told = False, time.time(), 0.0
         self.usual = usual_seconds(store)
         self.tell()
 
@@ -573,9 +575,14 @@ class _Watch:
         self.workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
         self.tell()
 
-    def tell(self):
+    def tell(self, least: float = 0.0):  # seconds since the last time; fewer: say nothing
+        if time.time() - self.told < least:
+            return
+        self.told = time.time()
         left = [job for key, (job, _) in self.asked.items() if key not in self.found]
-        known = [self._seconds(job) for job in left]
+        ran = [o["seconds"] for o in self.found.values() if o.get("seconds")]
+        own = sum(ran) / len(ran) if ran else None
+        known = [self.usual.get((job.notebook.name, job.size), own) for job in left]
         seconds = sum(s for s in known if s is not None)
         unsure = all(s is None for s in known)
         failed = sum(o["state"] == "failed" for o in self.found.values())
@@ -584,16 +591,11 @@ class _Watch:
             "reused": sum(o["state"] == "reused" for o in self.found.values()),
             "seconds_left": None if unsure and left else seconds / self.workers,
             "dashboard": self.link, "workers": self.workers, "executor": self.where.kind,
-            "pid": os.getpid(), "started": self.start, "told": time.time(),
+            "pid": os.getpid(), "started": self.start, "told": self.told,
         }  # fmt: skip
         with writing(self.store.folder):
             write_text(self.store.folder / "progress.json", json.dumps(state))
         self.notify(state)
-
-    def _seconds(self, job: Job) -> float | None:
-        ran = [o["seconds"] for o in self.found.values() if o.get("seconds")]
-        own = sum(ran) / len(ran) if ran else None
-        return self.usual.get((job.notebook.name, job.size), own)
 
 
 def usual_seconds(store: Store) -> dict[tuple, float]:  # (notebook, size) -> mean seconds

@@ -63,7 +63,8 @@ def test_two_runs_at_the_same_time_do_not_collide(pair):
 def test_the_record_holds_what_a_repetition_needs(pair):
     first, second = (json.loads((run / "record.json").read_text()) for run in pair[0])
     assert set(first) == {"notebook", "source_digest", "parameters", "seeds", "data", "metrics",
-                          "git", "environment", "seconds", "peak_memory_mb", "energy_joules", "finished"}
+                          "git", "environment", "seconds", "peak_memory_mb", "energy_joules",
+                          "finished"}
     assert first["notebook"] == "toy.ipynb" and re.fullmatch("[0-9a-f]{64}", first["source_digest"])
     assert first["parameters"] == {"number": 5, "seed": 1}, "defaults are recorded too"
     assert first["seeds"] == [1] and first["data"] == {"toy": "aa"}
