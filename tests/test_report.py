@@ -132,7 +132,7 @@ def test_the_page_says_what_a_report_must(files, results, wang):
                    "the folds are our own draw", "MemoryError: no more", "store/failed/1",
                    "ftnb data get rt-2k", "energy", "unknown", "half of the rows", "83.45",
                    "our own row", "ftnb rerun wang2012 --size cpu",
-                   "with changes that are not committed"):
+                   "with changes that are not committed", "Failed runs: 1"):
         assert needed in words, needed
     for key in results["runs"]:
         assert f"ftnb verify {key}" in words
