@@ -14,7 +14,7 @@ __all__ = ['LOOK', 'WORDS', 'CLAIMS', 'SIZES', 'TEX', 'SCRIPT', 'LOOKS', 'MORE_S
            'page_title', 'paper_view', 'check_results', 'read_results', 'with_papers', 'policy', 'render_page',
            'write_report']
 
-# %% ../nbs/62_report.ipynb #c5f4209f
+# %% ../nbs/62_report.ipynb #be0c0165
 import base64
 import hashlib
 import io
@@ -29,7 +29,7 @@ from .compare import MACROS, STYLE
 from .core import UserError, text_digest, write_text
 from .papers import MARKS, VERDICTS, Paper, Table, format_number, read_paper
 
-# %% ../nbs/62_report.ipynb #3d01f05c
+# %% ../nbs/62_report.ipynb #d40f6b2c
 LOOK = {  # verdict -> colour (Okabe and Ito), sign, marker of matplotlib, sign of LaTeX
     "reached": ("#009E73", "✓", "o", r"$\approx$"),
     "below": ("#D55E00", "▼", "v", r"$\downarrow$"),
@@ -52,7 +52,7 @@ def tint(
     parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(255 - share * (255 - p)):02x}" for p in parts)
 
-# %% ../nbs/62_report.ipynb #87502d6d
+# %% ../nbs/62_report.ipynb #6aab4fb9
 def as_printed(value: float | None, decimals: int) -> str:
     "A published number with no digit taken away."
     if value is None or not math.isfinite(value):
@@ -89,7 +89,7 @@ def p_text(p: float | None) -> str:
     "A p-value; very small ones are not spelled out."
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
-# %% ../nbs/62_report.ipynb #6e66f3ee
+# %% ../nbs/62_report.ipynb #40446a27
 SIZES = {
     "smoke": "These runs show that the code works from end to end, on little data. "
     "Their numbers say nothing about the paper.",
@@ -119,7 +119,7 @@ def cited(paper: Paper, table: Table) -> str:
     "Which table of which paper."
     return f"{short_citation(paper)}, {named(table.number).lower()}"
 
-# %% ../nbs/62_report.ipynb #92e7c913
+# %% ../nbs/62_report.ipynb #5a9f989e
 def claim_word(claim: dict) -> str:  # from `check_claims`
     "What became of a claimed gap."
     if claim["measured"] is None:
@@ -151,7 +151,7 @@ def claim_sentence(
               and f["verdict"] == "not comparable"]  # fmt: skip
     return "; ".join([why, *unlike])
 
-# %% ../nbs/62_report.ipynb #caf45299
+# %% ../nbs/62_report.ipynb #8b754cd2
 def flat_cell(table: Table, f: dict, size: str) -> dict:  # f from `assess`
     "A cell with all that is known of it, a number or a text under each name."
     seeds, items = f.get("over_seeds") or (None, None), f.get("items") or (None, None)
@@ -176,7 +176,7 @@ def as_csv(table: Table, found: list[dict], size: str) -> str:
         rows[name] = rows[name].astype("Int64")
     return rows.to_csv(index=False, lineterminator="\n")
 
-# %% ../nbs/62_report.ipynb #44f98fe4
+# %% ../nbs/62_report.ipynb #3053977e
 def shape_of(table: Table, found: list[dict]) -> tuple[list, list]:  # rows, columns
     "Rows and columns of the paper that have a cell, in its order; rows of the rerun after them."
     rows = list(dict.fromkeys(f["row"] for f in found))
@@ -204,7 +204,7 @@ def cell_lines(f: dict, decimals: int) -> tuple[str, str, str]:  # published, me
     ends = span((f["low"], f["high"]), decimals)
     return printed, f"{format_number(f['measured'], decimals)} ({ends})", verdict_text(f)
 
-# %% ../nbs/62_report.ipynb #9bd11110
+# %% ../nbs/62_report.ipynb #68d2f756
 def plain(text) -> str:
     "Text with everything invisible that could break a format replaced by a blank."
     return re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", str(text))
@@ -229,7 +229,7 @@ def md_grid(table: Table, found: list[dict], label: str) -> list[str]:
                         for f in cells)] for row, cells in grid(table, found)]  # fmt: skip
     return md_table(head, rows)
 
-# %% ../nbs/62_report.ipynb #81166070
+# %% ../nbs/62_report.ipynb #d2b55c0c
 def long_rows(table: Table, found: list[dict]) -> list[list[str]]:
     "The long list as text: all but the links."
     d, rows = table.decimals, []
@@ -269,7 +269,7 @@ def claim_head(label: str) -> list[str]:
     return ["column", "better", "than", "published gap", f"measured gap, {label}", "95 %", "seeds",
             "seeds needed", "verdict", "because"]  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #1e03270f
+# %% ../nbs/62_report.ipynb #5893a1d1
 def as_markdown(paper: Paper, table: Table, one: dict, size: str) -> str:
     "A table of a rerun as a Markdown file: claims, grid, list, key."
     label, found = size_label(size), one["found"]
@@ -292,7 +292,7 @@ def key_lines(found: list[dict]) -> list[str]:
     lines = [f"- {LOOK[v][1]} {WORDS.get(v, v)}: {why}" for v, why in VERDICTS.items() if v in seen]
     return lines + [f"- {m}: {why}" for m, why in MARKS.items() if m in marks]
 
-# %% ../nbs/62_report.ipynb #ea1094c2
+# %% ../nbs/62_report.ipynb #cfdbb173
 TEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$",
        "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
        "<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "−": "$-$"}  # fmt: skip
@@ -325,7 +325,7 @@ def tex_grid(table: Table, found: list[dict], label: str):  # -> pandas.DataFram
     columns = ["", rf"\textbf{{{tex(label)}}}", *map(tex, shape_of(table, found)[1])]
     return pd.DataFrame(made, columns=columns)
 
-# %% ../nbs/62_report.ipynb #054ee7a1
+# %% ../nbs/62_report.ipynb #b8420c6c
 def as_latex(paper: Paper, table: Table, one: dict, size: str) -> str:
     "A table of a rerun for a LaTeX paper: a booktabs grid, and the long list as a longtable."
     import pandas as pd
@@ -350,7 +350,7 @@ def as_latex(paper: Paper, table: Table, one: dict, size: str) -> str:
                       column_format="ll" + "r" * 9 + "lp{4cm}"),
         "}", ""])  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #0efbd37f
+# %% ../nbs/62_report.ipynb #bca5d16b
 def label_text(text: str, most: int = 34) -> str:
     "A name for matplotlib, not too long; dollars would be read as formulas."
     text = plain(text)
@@ -381,7 +381,7 @@ def plot_table(table: Table, found: list[dict], label: str):  # -> matplotlib Fi
                frameon=False)  # fmt: skip
     return fig
 
-# %% ../nbs/62_report.ipynb #07d586f0
+# %% ../nbs/62_report.ipynb #b0442dea
 def figure_title(table: Table, label: str) -> str:
     "What the figure of a table shows."
     return (f"{named(table.number)}, published (black diamonds) and measured ({label}) with 95 % "
@@ -414,7 +414,7 @@ def _handles(cells: list[dict], label: str) -> list:
         made.append(Line2D([], [], color=LOOK[verdict][0], marker=LOOK[verdict][2], label=words))
     return made
 
-# %% ../nbs/62_report.ipynb #9fa84769
+# %% ../nbs/62_report.ipynb #8fa90dba
 def curves_of(one: dict) -> list[dict]:  # the results of a rerun
     "The learning curves that runs or cells recorded: dicts with x, y (lists), label, run."
     told = [(key, r.get("metrics", {}).get("curve")) for key, r in one.get("runs", {}).items()]
@@ -450,10 +450,10 @@ def plot_curves(curves: list[dict], label: str):  # -> matplotlib Figure
            ylabel=label_text(curves[0].get("ylabel", "y, as the run recorded it")))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, frameon=False, title=label, title_fontsize=8)
+    fig.legend(fontsize=8, frameon=False, title=label, title_fontsize=8, loc="outside right upper")
     return fig
 
-# %% ../nbs/62_report.ipynb #77b05526
+# %% ../nbs/62_report.ipynb #2af66540
 def draw(plot, *given) -> bytes:
     "A figure as SVG, the same bytes each time."
     import matplotlib
@@ -476,7 +476,7 @@ def inline_svg(raw: bytes, prefix: str) -> str:
     return text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace(
         "xlink:href=", "href=")  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #56e7215b
+# %% ../nbs/62_report.ipynb #95296d52
 def git_text(git: dict) -> str:
     "The commit, and whether the code was changed on top of it."
     if not git.get("commit"):
@@ -517,7 +517,7 @@ def run_facts(key: str, record: dict) -> list[tuple[str, str]]:
         ("key", key),
     ]
 
-# %% ../nbs/62_report.ipynb #f37c953d
+# %% ../nbs/62_report.ipynb #b159a81d
 def slot(*parts) -> str:
     "A name for an anchor or a file: letters, digits, dots and dashes."
     return "-".join(re.sub(r"[^\w.]+", "-", str(p), flags=re.A).strip("-") or "x" for p in parts)
@@ -554,7 +554,7 @@ def list_view(table: Table, one: dict, size: str, ident: str, runs: dict) -> dic
             "told": {n: {"id": slot("why", ident, table.name, n), "text": r}
                      for r, n in told.items()}}  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #c87aad2e
+# %% ../nbs/62_report.ipynb #6f76c6cb
 def run_name(key: str, record: dict) -> str:
     "What sets a run apart: the parameters in its title, else the title, else the key."
     title = record.get("title") or record.get("notebook") or key
@@ -592,7 +592,7 @@ def run_links(f: dict, cells: list[dict], ident: str, runs: dict) -> list[dict]:
                      "href": f"#{slot('run', ident, key)}" if key in runs else ""})  # fmt: skip
     return made
 
-# %% ../nbs/62_report.ipynb #add904f7
+# %% ../nbs/62_report.ipynb #cb83f453
 def grid_view(table: Table, found: list[dict], ident: str) -> dict:
     "The grid for the page; a measured number leads to its row in the long list."
     place = {(f["row"], f["column"]): i for i, f in enumerate(found)}
@@ -627,7 +627,7 @@ def claim_view(table: Table, one: dict, size: str) -> dict:
     head = ["claim", "verdict", *claim_head(size_label(size))[3:8]]
     return {"head": head, "rows": rows, "unsorted": [], "left": (0, 1), "told": {}}
 
-# %% ../nbs/62_report.ipynb #ccb71e80
+# %% ../nbs/62_report.ipynb #2cba6b93
 def table_view(table: Table, one: dict, size: str, ident: str, runs: dict) -> dict:
     "All of a table for the page."
     found, label = one["found"], size_label(size)
@@ -666,7 +666,7 @@ def count_view(found: list[dict]) -> list[dict]:
     return [{"class": slot(v), "text": f"{LOOK[v][1]} {n} {WORDS.get(v, v)}"}
             for v in VERDICTS if (n := counts[v])]  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #833f0d7f
+# %% ../nbs/62_report.ipynb #648ac3de
 def cost_view(runs: dict, ident: str) -> dict:
     "Seconds, memory and energy of each run, with bars."
     most = [max((r.get(k) or 0 for r in runs.values()), default=0) or 1
@@ -703,7 +703,7 @@ def split_code(text: str) -> list[tuple[bool, str]]:  # (is it a command?, text)
     parts = re.split(r"(ftnb (?:data )?[a-z]+ [\w.-]+|-p '[^']*')", plain(text))
     return [(i % 2 == 1, part) for i, part in enumerate(parts) if part]
 
-# %% ../nbs/62_report.ipynb #8da16904
+# %% ../nbs/62_report.ipynb #f5bcba20
 def rerun_command(one: dict) -> str:
     "The command that makes the whole table again."
     return f"ftnb rerun {one['paper']} --size {one['size']}"
@@ -742,7 +742,7 @@ def paper_view(one: dict, paper: Paper, ident: str) -> dict:
                   "command": f"ftnb verify {k}"} for k, r in runs.items()],
     }  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #8db745e8
+# %% ../nbs/62_report.ipynb #1a614c8f
 def check_results(one) -> dict:
     "Results of a rerun, or UserError that says what is missing."
     if not isinstance(one, dict):
@@ -782,7 +782,7 @@ def with_papers(results: list[dict] | dict, papers: dict | None) -> list[tuple]:
         made.append((one, paper, slot(paper.name, *([again] if again > 1 else []))))
     return made
 
-# %% ../nbs/62_report.ipynb #4f6893d0
+# %% ../nbs/62_report.ipynb #4df00827
 SCRIPT = """
 for (const button of document.querySelectorAll("table.sortable th button")) {
   button.addEventListener("click", () => {
@@ -809,7 +809,7 @@ def policy(script: str = SCRIPT) -> str:
     return (f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
             "img-src data:; base-uri 'none'; form-action 'none'")  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #8eacfdae
+# %% ../nbs/62_report.ipynb #06c5ba04
 LOOKS = "".join(
     f".v-{slot(v)} {{ background: {tint(c[0])}; box-shadow: inset .28rem 0 {c[0]}; }}\n"
     for v, c in LOOK.items()
@@ -844,14 +844,16 @@ th[aria-sort=ascending] button::after { content: "\\2191"; color: #16191d; }
 th[aria-sort=descending] button::after { content: "\\2193"; color: #16191d; }
 """
 
-# %% ../nbs/62_report.ipynb #a0f18582
+# %% ../nbs/62_report.ipynb #b7e998f0
 MORE_STYLE += """
 .grid td { padding: .4rem .6rem .4rem .8rem; border-bottom: 3px solid #fff; text-align: left;
            border-right: 3px solid #fff; white-space: nowrap; }
 .grid thead th { text-align: left; padding-left: .8rem; }
 .grid .p { display: block; color: #4a535d; } .grid .m { display: block; font-size: 1.05rem; }
 .grid .m a, .grid .m a:visited { color: #16191d; font-weight: 700; }
-.grid small { color: #4a535d; font-size: .8rem; } .grid .w { display: block; font-size: .8rem; }
+.grid small { color: #4a535d; font-size: .8rem; } .many small { display: block; }
+.many td { padding: .3rem .4rem .3rem .6rem; font-size: .78rem; }
+.grid .w { display: block; font-size: .8rem; }
 .list th, .list td { padding: .25rem .35rem; } .list { font-size: .8rem; }
 .list tbody th { min-width: 6rem; max-width: 14rem; overflow-wrap: anywhere; }
 .list td { white-space: nowrap; } .list td.verdict { text-align: left; padding-left: .8rem; }
@@ -875,7 +877,7 @@ figure { overflow-x: auto; } figure svg { min-width: 42rem; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# %% ../nbs/62_report.ipynb #9503d9b8
+# %% ../nbs/62_report.ipynb #f0e74ea4
 PARTS = """
 {%- macro head(t) %}<thead><tr>{% for h in t.head %}
 <th scope="col"{% if loop.index0 in t.left %} class="t"{% endif %}>
@@ -908,14 +910,15 @@ PARTS = """
 {%- macro badge(p) %}<b class="{{ 'size' if p.loud }}">{{ p.label }}</b>{% endmacro -%}
 """
 
-# %% ../nbs/62_report.ipynb #237c466d
+# %% ../nbs/62_report.ipynb #3a4d8641
 GRID = """
 {%- macro grid(t, title) %}
 <p class="quiet" id="grid-{{ t.id }}">{{ title }} {{ badge(t) }}
 In each cell: published; measured, with its 95 % interval; the verdict. A measured number leads to
 its row in the list below. A click on a header sorts by the measured numbers.</p>
 <div class="wide" tabindex="0" role="region" aria-labelledby="grid-{{ t.id }}">
-<table class="sortable grid" aria-labelledby="grid-{{ t.id }}">
+<table class="sortable grid{{ ' many' if t.grid.head | length > 6 }}"
+ aria-labelledby="grid-{{ t.id }}">
 <thead><tr><th scope="col"><button type="button">model</button></th>
 {%- for h in t.grid.head %}<th scope="col"><button type="button">{{ h }}</button></th>{% endfor %}
 </tr></thead><tbody>{% for r in t.grid.rows %}
@@ -931,7 +934,7 @@ its row in the list below. A click on a header sorts by the measured numbers.</p
 {% endmacro -%}
 """
 
-# %% ../nbs/62_report.ipynb #39e3a207
+# %% ../nbs/62_report.ipynb #2775ab92
 TABLE = """
 <h3 id="{{ t.id }}">{{ t.name }}: {{ t.caption }}</h3>
 <p>{{ t.metric }}, {{ t.unit }}; {{ t.better }} is better. {{ badge(t) }}</p>
@@ -955,7 +958,7 @@ TABLE = """
 "Holm-corrected over the cells that are compared. Runs lead to their records.", t.label, t.loud) }}
 """
 
-# %% ../nbs/62_report.ipynb #9ae6739d
+# %% ../nbs/62_report.ipynb #39b73137
 RECORDS = """
 {% if p.curves %}<h3>Learning curves</h3>{{ figure(p.curves) }}{% endif %}
 {% if p.missing %}<h3>Not measured</h3><ul>{% for m in p.missing %}
@@ -990,7 +993,7 @@ TOP = """<!doctype html>
 <header><h1>Published beside measured</h1>
 """
 
-# %% ../nbs/62_report.ipynb #ef860f26
+# %% ../nbs/62_report.ipynb #3063e617
 PAGE = (
     TOP
     + """
@@ -1029,7 +1032,7 @@ def render_page(
     return page.render(title=page_title(views), papers=views, script=SCRIPT, policy=policy(),
                        style=STYLE + LOOKS + MORE_STYLE)  # fmt: skip
 
-# %% ../nbs/62_report.ipynb #96834954
+# %% ../nbs/62_report.ipynb #898b16d7
 def write_report(
     results: list[dict] | dict,  # as in results.json, of one rerun or of several
     out: str | Path,  # folder; made if needed
