@@ -1,4 +1,4 @@
-"""JupyterLab in Chromium, as a learner sees it: the index, and a notebook run top to bottom."""
+"""In Chromium, as a person sees it: the index and a notebook in JupyterLab, and a report."""
 
 import os
 import shutil
@@ -11,6 +11,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from test_report import HOSTILE, results_of
+
+from ftnb.papers import read_paper
+from ftnb.report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "runs" / "browser"
@@ -127,3 +131,83 @@ def code_cells(path) -> list:
         return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     except nbformat.reader.NotJSONError:
         return []
+
+
+@pytest.fixture
+def report(page, tmp_path):
+    "A report in a tab of its own, without network; the tab, and what its console said."
+    paper = read_paper("wang2012")
+    results = results_of(paper, paper.tables["t2"], ["MR", "Subj"], rename=HOSTILE)
+    for run in results["runs"].values():
+        run["metrics"] = {"curve": [{"x": [1, 2, 3], "y": [70, 76, 78], "label": "NBSVM-bi"}]}
+    index = write_report(results, tmp_path)[0]
+    tab, said = page.context.browser.new_page(), []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    tab.on("request", lambda request: said.append(request.url) if "http" in request.url else None)
+    tab.goto(index.as_uri())
+    yield tab, said
+    assert not said, said
+    tab.close()
+
+
+def test_a_report_is_wide_enough_and_no_wider(report):
+    tab, _ = report
+    for width in (1280, 400):
+        tab.set_viewport_size({"width": width, "height": 900})
+        over = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert over <= 0, f"{over} pixels too wide at {width}"
+        tab.screenshot(path=SHOTS / f"report-{width}.png", full_page=True)
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    inner = tab.locator(".wide").evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
+    assert inner == [0, 0, 0, 0], "on a laptop, no table is to be pushed to and fro"
+    tab.emulate_media(media="print")
+    tab.set_viewport_size({"width": 1030, "height": 720})  # A4 on its side, without margins
+    tab.screenshot(path=SHOTS / "report-print.png", full_page=True)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1030
+    assert tab.locator("svg").count() == 2 and tab.locator("figure").first.is_visible()
+
+
+LIST = "table[aria-labelledby='list-wang2012-t2']"
+
+
+def published(tab) -> list[str]:
+    "The fourth column of the list of cells, as it is shown."
+    return tab.locator(f"{LIST} tbody tr > :nth-child(4)").all_inner_texts()
+
+
+def test_a_click_and_a_key_sort_the_cells_of_a_report(report):
+    tab, _ = report
+    before = published(tab)
+    header = tab.locator(f"{LIST} th:has(button:text-is('published'))")
+    header.locator("button").click()
+    rising = published(tab)
+    numbers = [float(t.split()[0]) for t in rising if t != "–"]
+    assert numbers == sorted(numbers) and rising != before and len(numbers) == 36
+    assert rising[-2:] == ["–", "–"], "what is not there goes last"
+    assert header.get_attribute("aria-sort") == "ascending"
+    header.locator("button").focus()
+    tab.keyboard.press("Enter")
+    falling = [float(t.split()[0]) for t in published(tab)[:-2]]
+    assert falling == numbers[::-1] and header.get_attribute("aria-sort") == "descending"
+    tab.locator(f"{LIST} th button").first.click()
+    assert header.get_attribute("aria-sort") is None, "one header at a time"
+
+
+def test_a_number_of_a_report_leads_to_its_run(report):
+    tab, _ = report
+    tab.locator(".grid td a").first.click()
+    row = tab.locator("tr:target")
+    assert row.count() == 1 and row.locator("th").inner_text() == "MNB-uni"
+    row.locator("td a").last.click()
+    run = tab.locator(".run:target")
+    assert "ftnb verify" in run.inner_text() and "seeds" in run.inner_text()
+
+
+def test_a_script_in_a_report_that_is_not_ours_is_refused(report):
+    tab, said = report
+    tab.evaluate("document.body.append(Object.assign(document.createElement('script'), "
+                 "{textContent: 'window.evil = 1'}))")
+    assert tab.evaluate("window.evil") is None
+    assert len(said) == 1 and "Content Security Policy" in said.pop()
