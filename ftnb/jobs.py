@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SLURM', 'PATIENCE', 'imported_modules', 'package_folder', 'modules_behind', 'sets_named', 'set_digest', 'Job',
-           'make_job', 'code_of', 'installed', 'ingredients', 'key_of', 'Store', 'writing', 'explain', 'run_job',
-           'Executor', 'parse_executor', 'slurm_cluster', 'connected', 'check_workers', 'worker_state', 'work_on',
-           'run_jobs', 'usual_seconds']
+           'make_job', 'code_of', 'installed', 'ingredients', 'key_of', 'Store', 'publish', 'writing', 'explain',
+           'run_job', 'Executor', 'parse_executor', 'slurm_cluster', 'connected', 'check_workers', 'worker_state',
+           'work_on', 'run_jobs', 'usual_seconds']
 
 # %% ../nbs/06_jobs.ipynb #c64edee6
 import ast
@@ -127,7 +127,7 @@ class Job:
         usual = parameters_of(self.notebook) | size_parameters(self.notebook, self.size)
         return [k for k, v in self.parameters.items() if usual.get(k) != v]
 
-
+# %% ../nbs/06_jobs.ipynb #71683e19
 def make_job(
     notebook: str | Path,  # a path, "80_wang2012", or just "wang2012"
     parameters: dict | None = None,
@@ -158,7 +158,7 @@ def installed() -> str:
     return text_digest(lock.read_text("utf-8") if lock.exists() else "", json.dumps(sorted(
         (name, version) for name, version in pairs.items() if name != "ftnb")))  # fmt: skip
 
-
+# %% ../nbs/06_jobs.ipynb #27bd0462
 def ingredients(
     job: Job,
     known: dict | None = None,  # digests found before: pass one dict for many jobs
@@ -200,15 +200,7 @@ class Store:
         with writing(self.folder):
             for part in ("failed", "work", "locks"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
-        self.token = self._token()
-
-    def _token(self) -> str:
-        "A text that only this folder holds: who can read it, sees the same folder."
-        path = self.folder / ".token"
-        if not path.exists():
-            with writing(self.folder):
-                write_text(path, secrets.token_hex(16))
-        return path.read_text("utf-8")
+        self.token = _token(self.folder)
 
     def path(self, key: str) -> Path:
         return self.folder / key
@@ -233,21 +225,27 @@ class Store:
 
         return FileLock(self.folder / "locks" / f"{key}.lock")
 
-    def publish(self, key: str, draft: Path) -> Path:
-        "Give a finished draft its name; what lay there and could not be read is set aside."
-        if self.path(key).exists():
-            self.set_aside(key, "unreadable")
-        os.chmod(draft, 0o755)
-        os.replace(draft, self.path(key))
-        shutil.rmtree(self.folder / "work" / key, ignore_errors=True)
-        return self.path(key)
-
-    def set_aside(self, key: str, why: str):
-        "Move a folder that is no run to failed/."
-        aside = self.folder / "failed" / f"{key}-{why}-{time.time_ns()}"
-        os.replace(self.path(key), aside)
+# %% ../nbs/06_jobs.ipynb #59fd6a20
+def _token(folder: Path) -> str:
+    "A text that only this folder holds: who can read it, sees the same folder."
+    path = folder / ".token"
+    if not path.exists():
+        with writing(folder):
+            write_text(path, secrets.token_hex(16))
+    return path.read_text("utf-8")
 
 
+def publish(store: Store, key: str, draft: Path) -> Path:
+    "Give a finished draft its name; what lay there and could not be read is set aside."
+    if store.path(key).exists():
+        aside = store.folder / "failed" / f"{key}-unreadable-{time.time_ns()}"
+        os.replace(store.path(key), aside)
+    os.chmod(draft, 0o755)
+    os.replace(draft, store.path(key))
+    shutil.rmtree(store.folder / "work" / key, ignore_errors=True)
+    return store.path(key)
+
+# %% ../nbs/06_jobs.ipynb #8d481d06
 @contextlib.contextmanager
 def writing(folder: Path):
     "A folder that cannot be written to, or a full disk, becomes one line with the remedy."
@@ -317,7 +315,7 @@ def _run_into(job, store, key, parts, draft, work) -> dict:
             facts["environment"]["threads"] = job.threads
             facts |= {"key": key, "size": job.size, "ingredients": parts}
             write_record(draft, facts)
-            store.publish(key, draft)
+            publish(store, key, draft)
         return {"key": key, "state": "done", "reason": "", "seconds": facts["seconds"]}
     except NotebookFailed as e:
         if e.ename in ("OSError", "SafetensorError") and "No space left" in e.evalue:
@@ -325,7 +323,7 @@ def _run_into(job, store, key, parts, draft, work) -> dict:
         return {"key": key, "state": "failed", "reason": f"{e.ename}: {e.evalue}"[:300],
                 "path": str(_keep_failure(job, store, key, draft, e))}  # fmt: skip
 
-
+# %% ../nbs/06_jobs.ipynb #34b5076a
 def _keep_failure(job: Job, store: Store, key: str, draft: Path, error) -> Path:
     "Keep a failed notebook beside the command that runs it again."
     asked = " ".join(f"-p {shlex.quote(f'{k}={json.dumps(v, ensure_ascii=False)}')}"
@@ -372,7 +370,7 @@ def parse_executor(
 
 SLURM = {"cores": 1, "processes": 1, "memory": "8GB", "walltime": "04:00:00", "jobs": 4}
 
-
+# %% ../nbs/06_jobs.ipynb #5e6e2017
 def _slurm_settings(path: str) -> dict:
     "The keyword arguments of dask_jobqueue.SLURMCluster, and `jobs`: how many to ask for."
     import yaml
@@ -397,7 +395,7 @@ def slurm_cluster(settings: dict):  # -> dask_jobqueue.SLURMCluster
     except (TypeError, ValueError) as e:
         raise UserError(f"Slurm settings: {e}") from None
 
-# %% ../nbs/06_jobs.ipynb #5e6e2017
+# %% ../nbs/06_jobs.ipynb #719c01a8
 @contextlib.contextmanager
 def connected(executor: Executor, threads: int = 1, gpus: int = 0):  # yields a distributed.Client
     "A Dask client; a cluster that was made for it ends with it."
@@ -428,7 +426,7 @@ def connected(executor: Executor, threads: int = 1, gpus: int = 0):  # yields a 
         except FileNotFoundError as e:
             raise UserError(f"{e.filename} is not here: is this a Slurm machine?") from None
 
-
+# %% ../nbs/06_jobs.ipynb #a0d9b9c1
 def check_workers(client):
     "Every worker must have the code and the versions that this process has; UserError else."
     ours = worker_state()
@@ -511,7 +509,7 @@ def run_jobs(
     watch.tell()
     return {key: found[key] for key in asked}
 
-
+# %% ../nbs/06_jobs.ipynb #20e3a5f7
 def _round(asked: dict, found: dict, store: Store, where: Executor, watch, retries: int):
     "Hand out what is missing, and collect until all is there or the scheduler is gone."
     from distributed import as_completed
@@ -543,7 +541,7 @@ def _submit(client, left: dict, store: Store, mark: int, retries: int) -> dict: 
             futures |= dict(zip(sent, some, strict=True))
     return futures
 
-
+# %% ../nbs/06_jobs.ipynb #1c8442ee
 def _collect(future, result, key: str, found: dict, store: Store):
     "Note the outcome of one future. One that was lost with its scheduler stays missing."
     from distributed.scheduler import KilledWorker
@@ -568,9 +566,9 @@ def _receive(files: dict, key: str, store: Store):
         draft = Path(tempfile.mkdtemp(dir=store.folder, prefix=".draft-"))
         for name, raw in files.items():
             (draft / Path(name).name).write_bytes(raw)
-        store.publish(key, draft)
+        publish(store, key, draft)
 
-# %% ../nbs/06_jobs.ipynb #20e3a5f7
+# %% ../nbs/06_jobs.ipynb #c256dff2
 class _Watch:
     "How far a list of runs is, and when it will be done, judged by earlier runs."
 
@@ -609,7 +607,7 @@ class _Watch:
             write_text(self.store.folder / "progress.json", json.dumps(state))
         self.notify(state)
 
-
+# %% ../nbs/06_jobs.ipynb #07e2b3c6
 def usual_seconds(store: Store) -> dict[tuple, float]:  # (notebook, size) -> mean seconds
     "What runs took so far."
     took: dict = {}
