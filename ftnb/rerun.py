@@ -54,7 +54,7 @@ def make_plan(
             for part in _parts(paper, values)]  # fmt: skip
     return Plan(paper, size, jobs, missing, values)
 
-
+# %% ../nbs/63_rerun.ipynb #011a2ec4
 def _check_lists(paper: Paper, values: dict):
     "What is dealt out must be a list, and the columns must be of the paper."
     for name in paper.split:
@@ -81,7 +81,7 @@ def _sets(paper: Paper, values: dict) -> tuple:
              if c in t.data and c not in own}  # fmt: skip
     return tuple(sorted(found))
 
-
+# %% ../nbs/63_rerun.ipynb #08e96617
 def _missing(paper: Paper, values: dict) -> dict[str, str]:
     "Columns whose data cannot be had, each with the remedy."
     found, tried = {}, {}
@@ -180,7 +180,7 @@ def gather(plan: Plan, store: Store, outcomes: dict, executor: str = "local") ->
 def _without_cells(record: dict) -> dict:
     return record | {"metrics": {k: v for k, v in record["metrics"].items() if k != "cells"}}
 
-
+# %% ../nbs/63_rerun.ipynb #e9ac46c9
 def _told(outcome: dict) -> dict:
     return {"state": outcome["state"], "reason": outcome["reason"]}
 
