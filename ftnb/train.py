@@ -30,7 +30,7 @@ from .core import UserError, atomic_path
 from .core import device as find_device
 
 # %% ../nbs/05_train.ipynb #c944afff
-OPTIMIZERS = ("adamw", "sparse_adam", "sgd", "adagrad")
+OPTIMIZERS = ("adamw", "sparse_adam", "sgd", "adagrad", "adadelta")
 
 
 def sparse_weights(model) -> set[int]:  # their id()s
@@ -68,6 +68,8 @@ def make_optimizers(
         return [torch.optim.Adagrad(groups, lr=lr)]
     if bool(sparse) != (name == "sparse_adam"):
         raise UserError("embeddings with sparse=True and optimizer='sparse_adam' go together only")
+    if name == "adadelta":
+        return [torch.optim.Adadelta(groups, lr=lr, rho=0.95)]  # rho of Zeiler 2012
     rare = [p for g in groups for p in g["params"] if id(p) in sparse]
     dense = [{**g, "params": [p for p in g["params"] if id(p) not in sparse]} for g in groups]
     dense = [g for g in dense if g["params"]]
