@@ -8,7 +8,8 @@ __all__ = ['app', 'data_app', 'Json', 'Debug', 'OPTIONS', 'Out', 'Threads', 'Whe
            'run', 'split_list', 'parse_caps', 'default_out', 'compare_parameters', 'kernel_kept_quiet', 'progress_of',
            'compare', 'run_comparison', 'model_shape', 'free_memory', 'fit_estimate', 'planned', 'rerun_folder',
            'bar_of_runs', 'run_state', 'list_papers', 'rerun', 'run_and_report', 'print_results', 'print_reasons',
-           'explain', 'status', 'store_status', 'version_line', 'main']
+           'explain', 'status', 'store_status', 'verify', 'verify_lines', 'report', 'crate', 'pack', 'version_line',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #bdd9dde3
 import contextlib
@@ -524,7 +525,7 @@ def rerun_folder(out: str, plan) -> Path:
     "Where the results of a rerun lie."
     return Path(out) / f"rerun-{plan.paper.name}-{plan.size}"
 
-
+# %% ../nbs/90_cli.ipynb #95d5359c
 @contextlib.contextmanager
 def bar_of_runs(stream):  # yields what run_jobs calls with its state; stream: None for no bar
     "A bar over runs, with the time left as earlier runs tell it."
@@ -558,7 +559,7 @@ def run_state(state: dict) -> str:
         parts.append(state["dashboard"])
     return f"{state['executor']}: " + ", ".join(parts)
 
-# %% ../nbs/90_cli.ipynb #95d5359c
+# %% ../nbs/90_cli.ipynb #2373103c
 def list_papers(as_json: bool):
     "The papers with what can be rerun."
     from ftnb.papers import paper_names, read_paper
@@ -569,7 +570,7 @@ def list_papers(as_json: bool):
     rows = [[f["name"], f["title"], f["notebook"] or "numbers only, for now"] for f in facts]
     show(facts, as_json, lambda: table(["paper", "title", "notebook"], rows))
 
-
+# %% ../nbs/90_cli.ipynb #c93135b3
 @app.command("rerun", epilog="Examples: ftnb rerun --list | ftnb rerun wang2012 | "
              "ftnb rerun wang2012 --executor local:2 --seeds 5")  # fmt: skip
 def rerun(
@@ -610,7 +611,7 @@ def rerun(
         if results["failures"]:
             raise Exit(1)
 
-
+# %% ../nbs/90_cli.ipynb #c3cfaea1
 def run_and_report(plan, store, executor, retries, out, as_json, debug) -> dict:
     "Run, write results and report, show the table."
     from ftnb.core import write_text
@@ -630,7 +631,7 @@ def run_and_report(plan, store, executor, retries, out, as_json, debug) -> dict:
     show(results, as_json, lambda: print_results(plan.paper, results, folder))
     return results
 
-# %% ../nbs/90_cli.ipynb #2373103c
+# %% ../nbs/90_cli.ipynb #786b9cfb
 def print_results(paper, results: dict, folder: Path):
     "The table as a terminal shows it, what failed, and where the report is."
     from ftnb.papers import table_rows
@@ -657,7 +658,7 @@ def print_reasons(plan, store, as_json: bool):
     head = ["run", "key", "why"]
     show(facts, as_json, lambda: table(head, [[f[k] for k in head] for f in facts]))
 
-
+# %% ../nbs/90_cli.ipynb #6bc286fc
 @app.command("explain", epilog="Example: ftnb explain wang2012")
 def explain(
     paper: Annotated[str, Argument(help="A paper of ftnb rerun --list.")],
@@ -686,7 +687,7 @@ def status(out: Out = "runs", as_json: Json = False, debug: Debug = False):
         facts = store_status(Store(Path(out) / "store"))
         show(facts, as_json, lambda: print("\n".join(facts["lines"])))
 
-
+# %% ../nbs/90_cli.ipynb #57c180ee
 def store_status(store) -> dict:
     "Finished, failed and unfinished runs, and the list that is being worked off, if one is."
     import psutil
@@ -701,6 +702,90 @@ def store_status(store) -> dict:
     lines += [f"working: {run_state(state)}" if alive else "nobody is working here"]
     return {"finished": len(records), "failed": failed, "begun": begun,
             "working": state if alive else None, "lines": lines}  # fmt: skip
+
+# %% ../nbs/90_cli.ipynb #19ea35d3
+@app.command("verify", epilog="Example: ftnb verify 05d431 (the beginning of a key will do)")
+def verify(
+    run: Annotated[str, Argument(help="A key of a finished run, its beginning, or its folder.")],
+    out: Out = "runs",
+    as_json: Json = False,
+    debug: Debug = False,
+):
+    "Execute a finished run again and compare what it recorded. Exit 1 if anything differs."
+    with answering(debug):
+        from ftnb.jobs import Store
+        from ftnb.provenance import verify_run
+
+        with kernel_kept_quiet(not debug):
+            found = verify_run(run, Store(Path(out) / "store"))
+        show(found, as_json, lambda: print("\n".join(verify_lines(found))))
+        if not found["identical"]:
+            raise Exit(1)
+
+
+def verify_lines(found: dict) -> list[str]:
+    "What a verification found, in sentences."
+    which = "today's notebook" if found["todays"] else "the notebook that the run keeps"
+    same = "identical" if found["identical"] else f"{len(found['differences'])} values differ"
+    lines = [f"{found['key']}: {same} ({which}, {found['seconds']:.0f} s)"]
+    if found["changed"]:
+        lines.append("changed since the run: " + ", ".join(found["changed"]))
+    for d in found["differences"][:10]:
+        by = "" if d["relative"] is None else f" (relative {d['relative']:.1e})"
+        lines.append(f"{d['path']}: {d['old']} before, {d['new']} now{by}")
+    return lines
+
+# %% ../nbs/90_cli.ipynb #9b061df1
+@app.command("report", epilog="Example: ftnb report runs/rerun-wang2012-cpu runs/rerun-kim2014-cpu")
+def report(
+    folders: Annotated[list[str] | None, Argument(help="Reruns; all of --out if none.")] = None,
+    out: Out = "runs",
+    to: Annotated[str, Option(help="Folder of the report (default: OUT/report).")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+):
+    "One report of several reruns: HTML, Markdown, LaTeX and CSV."
+    with answering(debug):
+        from ftnb.core import UserError
+        from ftnb.report import read_results, write_report
+
+        found = folders or sorted(str(p.parent) for p in Path(out).glob("rerun-*/results.json"))
+        if not found:
+            raise UserError(f"no rerun in {out}; start with: ftnb rerun --list")
+        written = write_report([read_results(f) for f in found], Path(to or Path(out) / "report"))
+        names = [str(p) for p in written]
+        show(names, as_json, lambda: print("\n".join(names)))
+
+
+@app.command("crate", epilog="Example: ftnb crate runs/rerun-wang2012-cpu wang2012-crate")
+def crate(
+    what: Annotated[str, Argument(help="The folder of a rerun, or a key of a run.")],
+    target: Annotated[str, Argument(help="A new folder.")],
+    out: Out = "runs",
+    as_json: Json = False,
+    debug: Debug = False,
+):
+    "Pack a rerun or a run as an RO-Crate; a rerun gets a CODECHECK manifest too."
+    with answering(debug):
+        folder = pack(Path(what), Path(target), Path(out))
+        show(str(folder), as_json, lambda: print(folder))
+
+# %% ../nbs/90_cli.ipynb #248afab5
+def pack(what: Path, target: Path, out: Path) -> Path:
+    "The crate of a rerun's folder, or of one run."
+    from ftnb.jobs import Store
+    from ftnb.papers import read_paper
+    from ftnb.provenance import find_run, write_codecheck, write_crate
+    from ftnb.report import read_results
+
+    if not (what / "results.json").is_file():
+        return write_crate([find_run(str(what), Store(out / "store"))], target)
+    results = read_results(what)
+    store = Store(what / results["store"])
+    write_codecheck(read_paper(results["paper"]), what)
+    records = [find_run(key, store) for key in results["runs"]]
+    files = {p.name: p for p in sorted(what.iterdir()) if p.is_file() and p.name[0] != "."}
+    return write_crate(records, target, f"Rerun of {results['paper']}", files)
 
 # %% ../nbs/90_cli.ipynb #5fd0ec50
 def version_line(on: bool):

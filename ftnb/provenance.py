@@ -66,8 +66,9 @@ def verify_run(
     record = find_run(run, store)
     with tempfile.TemporaryDirectory(prefix="ftnb-verify-") as d:
         notebook, todays = same_notebook(record, Path(d))
-        job = Job(notebook, record["parameters"], record["size"],
-                  threads=int(record["ingredients"]["threads"]))  # fmt: skip
+        sets = [p.partition("/")[2] for p in record["ingredients"] if p.startswith("data/")]
+        job = Job(notebook, record["parameters"], record["size"], tuple(sets),
+                  int(record["ingredients"]["threads"]))  # fmt: skip
         parts, fresh = ingredients(job), Store(Path(d) / "store")
         outcome = run_job(job, fresh, parts)
         if outcome["state"] == "failed":

@@ -166,7 +166,7 @@ def gather(plan: Plan, store: Store, outcomes: dict, executor: str = "local") ->
                         "claims": check_claims(table, own), "cells": own}  # fmt: skip
     titles = dict(zip(outcomes, (job.title for job in plan.jobs), strict=True))
     return {
-        "paper": plan.paper.name, "size": plan.size, "store": str(store.folder),
+        "paper": plan.paper.name, "size": plan.size, "store": "../store",
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "executor": executor, "threads": plan.jobs[0].threads, "environment": environment(),
         "parameters": plan.parameters, "tables": tables, "missing": plan.missing,
