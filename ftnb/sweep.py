@@ -204,7 +204,8 @@ def _name_faults(found: dict, defaults: dict):
               (found.get("seed_parameter", "seed"), ("seed_parameter",))]  # fmt: skip
     for name, where in places + ([(budget, ("budget", "parameter"))] if budget else []):
         if name in used:
-            yield where, f"{name!r} is set in {used[name][0]} too"
+            place = where if where[0] in found else used[name]
+            yield place, f"{name!r} is set twice: by {used[name][0]} and by {where[0]}"
         used[name] = where
     for name, where in used.items():
         if name not in defaults:

@@ -54,13 +54,13 @@ def direct(monkeypatch):
             if state == "done":
                 ran.append(job.parameters)
                 if job.parameters["n"] >= 1000:
-                    found[key] = {"key": key, "state": "failed", "reason": "too | many", "path": "x"}
+                    found[key] = {"key": key, "state": "failed", "reason": "too | many"}
                     continue
-                scope = dict(job.parameters)
-                exec(BODY.replace("from ftnb.runs import record", ""),
-                     scope | {"record": lambda **m: scope.update(m=m)})  # fmt: skip
+                metrics: dict = {}
+                body = BODY.replace("from ftnb.runs import record", "")
+                exec(body, job.parameters | {"record": metrics.update})
                 store.path(key).mkdir()
-                facts = {"notebook": "toy.ipynb", "metrics": scope["m"], "key": key}
+                facts = {"notebook": "toy.ipynb", "metrics": metrics, "key": key}
                 write_record(store.path(key), facts | {"finished": ""})
             found[key] = {"key": key, "state": state, "reason": ""}
             notify({"done": len(found)})
@@ -231,13 +231,13 @@ def test_numbers_as_people_write_them(home):
     ("metric: score\n", "", 1, "needs the key 'metric'"),
     ("trials: 3\n", "", 1, "random needs the key 'trials'"),
     ("trials: 3", "trials: 0", 12, "trials must be 1 or more"),
-    ("trials: 3", "budget: {parameter: n, min: 1, max: 3, factor: 2}\ntrials: 3", 12, "set in space"),
+    ("trials: 3", "budget: {parameter: n, min: 1, max: 3, factor: 2}", 12, "set twice"),
     ("random", "grid", 4, "a grid needs values for n"),
     ("random", "halving", 1, "halving needs the key 'budget'"),
     ('log: ""', "logs: 1", 14, "no parameter 'logs'; did you mean 'log'?"),
     ('log: ""', "log: 1", 14, "log cannot be 1"),
-    ('log: ""', "n: 1", 4, "'n' is set in parameters too"),
-    ('log: ""', "seed: 1", 14, "'seed' is set in"),
+    ('log: ""', "n: 1", 4, "'n' is set twice: by parameters and by space"),
+    ('log: ""', "seed: 1", 14, "'seed' is set twice"),
     ("trials: 3", "seed_parameter: sed\ntrials: 3", 12, "did you mean 'seed'?"),
     ("trials: 3", "size: huge\ntrials: 3", 12, "no size 'huge'"),
     ("random", "[random", 3, "not YAML"),
@@ -269,7 +269,7 @@ def test_a_file_that_is_not_there(home):
 
 def test_plans_that_do_not_fit_the_space(home):
     few = GRID | {"search": "random", "trials": 4}
-    with pytest.raises(UserError, match="line 13: the space has 3 combinations, not 4"):
+    with pytest.raises(UserError, match="line 14: the space has 3 combinations, not 4"):
         read(home, few)
     with pytest.raises(UserError, match="this grid has 3 combinations: leave trials out"):
         read(home, GRID | {"trials": 2})
