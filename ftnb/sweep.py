@@ -66,39 +66,14 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
     r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))  # fmt: skip
 
-
+# %% ../nbs/61_sweep.ipynb #dc4a9ee4
+@dataclass(frozen=True)
 class _File:
     "A YAML file: its values, and where each stands."
 
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            text = path.read_text("utf-8")
-            self.root = yaml.compose(text, _Loader)
-            self._check_keys(self.root, ())
-            self.values = yaml.load(text, _Loader)
-            json.dumps(self.values)
-        except UserError:
-            raise
-        except OSError as e:
-            raise UserError(f"{path} cannot be read: {e.strerror}") from None
-        except yaml.MarkedYAMLError as e:
-            line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
-            raise UserError(f"{path}{line}: not YAML: {e.problem or e.context}") from None
-        except (ValueError, TypeError, RecursionError, yaml.YAMLError) as e:
-            told = str(e).splitlines()[0][:200]
-            raise UserError(f"{path} cannot be read as YAML text: {told}") from None
-
-    def _check_keys(self, node, where: tuple):
-        "Every key is a text and stands there once."
-        seen = set()
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.tag != "tag:yaml.org,2002:str" or key.value in seen:
-                why = "stands here again" if key.value in seen else "must be a text: quote it"
-                line = key.start_mark.line + 1
-                raise UserError(f"{self.path}, line {line}: the key {key.value!r} {why}")
-            seen.add(key.value)
-            self._check_keys(value, (*where, key.value))
+    path: Path
+    root: yaml.Node | None
+    values: object
 
     def line(self, where) -> int:
         "The line of a key or of an element of a list; as near as there is one."
@@ -116,6 +91,39 @@ class _File:
     def fault(self, where, told: str) -> UserError:
         "A one-line error that names the file and the line."
         return UserError(f"{self.path}, line {self.line(where)}: {told}")
+
+# %% ../nbs/61_sweep.ipynb #d71ffc3e
+def _check_keys(path: Path, node):
+    "Every key is a text and stands there once."
+    seen = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.tag != "tag:yaml.org,2002:str" or key.value in seen:
+            why = "stands here again" if key.value in seen else "must be a text: quote it"
+            line = key.start_mark.line + 1
+            raise UserError(f"{path}, line {line}: the key {key.value!r} {why}")
+        seen.add(key.value)
+        _check_keys(path, value)
+
+
+def _open(path: Path) -> _File:
+    "Read a YAML file. Raises UserError, with the line where the parser knows it."
+    try:
+        text = path.read_text("utf-8")
+        root = yaml.compose(text, _Loader)
+        _check_keys(path, root)
+        values = yaml.load(text, _Loader)
+        json.dumps(values)
+        return _File(path, root, values)
+    except UserError:
+        raise
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror}") from None
+    except yaml.MarkedYAMLError as e:
+        line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise UserError(f"{path}{line}: not YAML: {e.problem or e.context}") from None
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as e:
+        told = str(e).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read as YAML text: {told}") from None
 
 # %% ../nbs/61_sweep.ipynb #d839636f
 _KINDS = {"object": "names with values", "array": "a list", "string": "a text",
@@ -272,7 +280,7 @@ def read_sweep(
     path: str | Path,  # a YAML file; its notebook is looked for beside it, then by name
 ) -> Sweep:
     "A sweep from its file. Raises UserError with the line of the first fault."
-    file = _File(Path(path))
+    file = _open(Path(path))
     if not isinstance(file.values, dict):
         raise file.fault((), "a sweep is names with values, such as search: grid")
     _check_schema(file)
@@ -387,7 +395,7 @@ def _play(sweep: Sweep, alive: list, rung: int, budget, store: Store, executor, 
         trial["history"] = [*trial.get("history", ()), trial["mean"]]
     return failures
 
-
+# %% ../nbs/61_sweep.ipynb #3a8a6d23
 def _note(trial, seed, key, outcome, sweep, store) -> dict | None:  # why it failed
     "Write one score into a trial."
     record = store.record(key)
