@@ -81,7 +81,8 @@ def test_a_grid_on_real_notebooks_and_a_second_start(home):
 
 
 def test_dask_gives_the_table_of_local(home, cluster):  # noqa: F811
-    halving = read(home, HALVING)
+    budget = HALVING["budget"] | {"factor": 4}
+    halving = read(home, HALVING | {"trials": 3, "budget": budget})
     local = run_sweep(halving, home / "local", "local:2")
     wait_for_scheduler(cluster)
     over_dask = run_sweep(halving, home / "dask", f"dask://127.0.0.1:{cluster.port}")
