@@ -8,8 +8,8 @@ __all__ = ['app', 'data_app', 'Json', 'Debug', 'OPTIONS', 'Out', 'Threads', 'Whe
            'run', 'split_list', 'parse_caps', 'default_out', 'compare_parameters', 'kernel_kept_quiet', 'progress_of',
            'compare', 'run_comparison', 'model_shape', 'free_memory', 'fit_estimate', 'planned', 'rerun_folder',
            'bar_of_runs', 'run_state', 'list_papers', 'rerun', 'run_and_report', 'print_results', 'print_reasons',
-           'explain', 'status', 'store_status', 'verify', 'verify_lines', 'report', 'crate', 'pack', 'version_line',
-           'main']
+           'explain', 'status', 'store_status', 'verify', 'verify_lines', 'report', 'crate', 'pack', 'sweep',
+           'version_line', 'main']
 
 # %% ../nbs/90_cli.ipynb #bdd9dde3
 import contextlib
@@ -786,6 +786,32 @@ def pack(what: Path, target: Path, out: Path) -> Path:
     records = [find_run(key, store) for key in results["runs"]]
     files = {p.name: p for p in sorted(what.iterdir()) if p.is_file() and p.name[0] != "."}
     return write_crate(records, target, f"Rerun of {results['paper']}", files)
+
+# %% ../nbs/90_cli.ipynb #34526d0d
+@app.command("sweep", epilog="Example: ftnb sweep sweep.yaml --executor local:2")
+def sweep(
+    file: Annotated[str, Argument(help="A YAML file: notebook, search, space, seeds, metric.")],
+    executor: Where = "local",
+    out: Out = "runs",
+    as_json: Json = False,
+    debug: Debug = False,
+):
+    "Many settings of one notebook: a grid, random ones, or successive halving."
+    with answering(debug, kept="Finished runs are kept; the same command continues."):
+        from ftnb.core import write_text
+        from ftnb.jobs import Store
+        from ftnb.sweep import format_sweep, read_sweep, run_sweep
+
+        asked, store = read_sweep(file), Store(Path(out) / "store")
+        bar = sys.stderr.isatty() and not as_json
+        with kernel_kept_quiet(not debug) as real, bar_of_runs(real if bar else None) as notify:
+            found = run_sweep(asked, store, executor, notify)
+        folder = Path(out) / f"sweep-{Path(file).stem}"
+        write_text(folder / "results.json", json.dumps(found, indent=1, ensure_ascii=False))
+        write_text(folder / "table.md", format_sweep(found) + "\n")
+        show(found, as_json, lambda: print(format_sweep(found)))
+        if found["failures"]:
+            raise Exit(1)
 
 # %% ../nbs/90_cli.ipynb #5fd0ec50
 def version_line(on: bool):
