@@ -336,6 +336,8 @@ def combined_interval(
     high = centre + math.hypot(items[1] - centre, over_seeds[1] - centre)
     return max(bounds[0], low), min(bounds[1], high)
 
+
+
 # %% ../nbs/03_metrics.ipynb #56045f6a
 def holm(
     p_values,  # (m,) p-values of m tests

@@ -97,7 +97,7 @@ def _parameters_at(notebook: Path, state) -> dict:
         if isinstance(node, ast.Assign)
     }
 
-
+# %% ../nbs/04_runs.ipynb #e5db1c4e
 def _read(notebook: Path):
     import nbformat
 
@@ -185,7 +185,7 @@ class Meter:
         self.watcher.join()
         self.joules = energy_between(self.counters, energy())
 
-
+# %% ../nbs/04_runs.ipynb #daf26192
 def energy(
     powercap: str | Path = "/sys/class/powercap",  # where Linux shows the counters
 ) -> dict:  # name -> (joules so far, joules at which the counter starts anew or None)
@@ -264,7 +264,7 @@ def write_record(folder: Path, facts: dict):
     "Write record.json into the folder of a run."
     write_text(folder / "record.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
-
+# %% ../nbs/04_runs.ipynb #21f31589
 def run_notebook(
     notebook: str | Path,  # a path, "39_compare", or just "compare"
     parameters: dict | None = None,  # values that replace defaults and the size's values
@@ -408,7 +408,7 @@ def _joined(outputs: list) -> list:
             joined.append(output)
     return joined
 
-
+# %% ../nbs/04_runs.ipynb #b77b5c6b
 def _bare(output):
     "An output without its counter, its metadata and the device; a figure in few colours."
     if "execution_count" in output:

@@ -583,7 +583,7 @@ def _stop(run) -> bool:
     "Did somebody press Ctrl-C? Of several processes all give the same answer."
     return run.stop if run.world > 1 else run.asked.is_set()
 
-
+# %% ../nbs/05_train.ipynb #7ca79cc7
 def _validate(run, validate):
     "Note what `validate` says of the model; keep the weights if they are the best so far."
     run.model.eval()
@@ -676,12 +676,12 @@ KEPT_EVERY = 30.0  # seconds between two checkpoints that a runner keeps
 _FITS = itertools.count(1)  # trainings of this process
 
 
-def _runner_folder(kept: dict) -> Path | None:
-    "Where a runner wants checkpoints (FTNB_CHECKPOINTS): a folder for the n-th training."
-    root = os.environ.get("FTNB_CHECKPOINTS")
-    if not root:
-        return None
-    return Path(root) / f"{next(_FITS):04d}-{_digest(sorted(_plain(kept).items()))}"
+def _serve_runner(run, kept: dict):
+    "Where a runner wants checkpoints (FTNB_CHECKPOINTS), give the n-th training a folder there."
+    root, run.saved = os.environ.get("FTNB_CHECKPOINTS"), time.perf_counter()
+    if root and run.folder is None and run.world == 1:
+        name = f"{next(_FITS):04d}-{_digest(sorted(_plain(kept).items()))}"
+        run.folder, run.pause = Path(root) / name, KEPT_EVERY
 
 
 def _check(s: dict, lengths, validate):
@@ -736,9 +736,7 @@ def fit(
     where, folder = find_device(str(device)), None if checkpoint is None else Path(checkpoint)
     run = _Run(model, dataset, loss, where, _plain(kept), lengths, folder, checkpoint_every)
     run.rank, run.world = _processes()
-    if folder is None and run.world == 1:
-        run.folder, run.pause = _runner_folder(kept), KEPT_EVERY
-    run.saved = time.perf_counter()
+    _serve_runner(run, kept)
     bar = _progress(progress, _total_steps(kept), desc)
     with _own_random_numbers(seed + run.rank, where), bar as show:
         _start(run, resume)
