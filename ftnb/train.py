@@ -676,8 +676,9 @@ KEPT_EVERY = 30.0  # seconds between two checkpoints that a runner keeps
 _FITS = itertools.count(1)  # trainings of this process
 
 
-def _serve_runner(run, kept: dict):
-    "Where a runner wants checkpoints (FTNB_CHECKPOINTS), give the n-th training a folder there."
+def _place(run, kept: dict):
+    "Which process of how many this is; and a folder, if a runner wants one (FTNB_CHECKPOINTS)."
+    run.rank, run.world = _processes()
     root, run.saved = os.environ.get("FTNB_CHECKPOINTS"), time.perf_counter()
     if root and run.folder is None and run.world == 1:
         name = f"{next(_FITS):04d}-{_digest(sorted(_plain(kept).items()))}"
@@ -735,8 +736,7 @@ def fit(
     _check(kept, lengths, validate)
     where, folder = find_device(str(device)), None if checkpoint is None else Path(checkpoint)
     run = _Run(model, dataset, loss, where, _plain(kept), lengths, folder, checkpoint_every)
-    run.rank, run.world = _processes()
-    _serve_runner(run, kept)
+    _place(run, kept)
     bar = _progress(progress, _total_steps(kept), desc)
     with _own_random_numbers(seed + run.rank, where), bar as show:
         _start(run, resume)
