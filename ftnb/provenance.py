@@ -7,7 +7,11 @@ __all__ = ['PROFILE', 'LICENCE', 'HOME', 'CODECHECK', 'TO_FILL', 'find_run', 'sa
            'without_times', 'differences', 'write_crate', 'write_codecheck']
 
 # %% ../nbs/60_provenance.ipynb #0a2fbd00
+import datetime
 import json
+import math
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,28 +20,45 @@ from .data import catalogue, describe
 from .jobs import Job, Store, code_of, ingredients, run_job
 from .runs import find_notebook
 
-# %% ../nbs/60_provenance.ipynb #ad77d4a1
+# %% ../nbs/60_provenance.ipynb #43defa0d
+_NEEDED = {"notebook": str, "parameters": dict, "size": str, "ingredients": dict,
+           "metrics": dict, "environment": dict, "finished": str,
+           "seconds": (int, float)}  # fmt: skip
+
+
+def _read_run(folder: Path) -> dict:
+    "The record in the folder of a run. Raises UserError if it cannot be read or lacks something."
+    try:
+        record = json.loads((folder / "record.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"the record of {folder.name} cannot be read: run it again, the same "
+                        "command sets it aside") from None  # fmt: skip
+    facts = record if isinstance(record, dict) else {}
+    lacks = [k for k, kind in _NEEDED.items() if not isinstance(facts.get(k), kind)]
+    if lacks:
+        raise UserError(f"{folder} is no run of a store: its record lacks {', '.join(lacks)}")
+    if facts.get("key") != folder.name:
+        raise UserError(f"{folder} is no run of a store: its record has the key {facts.get('key')}")
+    return record | {"folder": str(folder)}
+
+# %% ../nbs/60_provenance.ipynb #402632bf
 def find_run(
     run: str | Path,  # a key, the beginning of one, or the folder of a run
     store: Store,
 ) -> dict:  # its record
     "The record of a finished run. Raises UserError if there is none, or more than one."
-    name = Path(run).name
-    if name and Path(run).is_dir() and Path(run).resolve().parent != store.folder:
-        store = Store(Path(run).resolve().parent)
+    name = str(run)
+    if name and (Path(run) / "record.json").is_file():
+        return _read_run(Path(run).resolve())
     keys = [p.parent.name for p in store.folder.glob("*/record.json")]
     found = [k for k in keys if k.startswith(name)] if name else []
     if len(found) != 1:
         what = f"{len(found)} runs begin with {name!r}; give more of the key" if found else (
             f"no run {name!r} in {store.folder}")  # fmt: skip
         raise UserError(what)
-    record = store.record(found[0])
-    if record is None:
-        raise UserError(f"the record of {found[0]} cannot be read: run it again, the same command "
-                        "sets it aside")  # fmt: skip
-    return record | {"folder": str(store.path(found[0]))}
+    return _read_run(store.path(found[0]))
 
-# %% ../nbs/60_provenance.ipynb #917dfbd2
+# %% ../nbs/60_provenance.ipynb #13222241
 def same_notebook(record: dict, folder: Path) -> tuple[Path, bool]:  # and whether it is today's
     "The notebook of a run: today's if its code is the same, else the kept copy without outputs."
     import nbformat
@@ -49,7 +70,12 @@ def same_notebook(record: dict, folder: Path) -> tuple[Path, bool]:  # and wheth
             return path, True
     except UserError:
         pass  # a notebook from outside: only its copy is known
-    kept = nbformat.read(Path(record["folder"]) / record["notebook"], as_version=4)
+    try:
+        kept = nbformat.read(Path(record["folder"]) / record["notebook"], as_version=4)
+        nbformat.validate(kept)
+    except Exception as e:  # nbformat raises many kinds
+        raise UserError(f"the notebook kept in {record['folder']} cannot be read "
+                        f"({type(e).__name__})") from None  # fmt: skip
     kept.cells = [c for c in kept.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for cell in kept.cells:
         if cell.cell_type == "code":
@@ -57,7 +83,7 @@ def same_notebook(record: dict, folder: Path) -> tuple[Path, bool]:  # and wheth
     nbformat.write(kept, folder / record["notebook"])
     return folder / record["notebook"], False
 
-# %% ../nbs/60_provenance.ipynb #43defa0d
+# %% ../nbs/60_provenance.ipynb #7b1c2ffc
 def verify_run(
     run: str | Path,  # a key, the beginning of one, or the folder of a run
     store: Store,
@@ -72,7 +98,7 @@ def verify_run(
         parts, fresh = ingredients(job), Store(Path(d) / "store")
         outcome = run_job(job, fresh, parts)
         if outcome["state"] == "failed":
-            raise UserError(f"the run fails now: {outcome['reason']}")
+            raise UserError(f"the run fails now: {' '.join(outcome['reason'].split())}")
         again = fresh.record(outcome["key"])
     old, new = (without_times(r["metrics"]) for r in (record, again))
     before = record["ingredients"]
@@ -93,20 +119,21 @@ def without_times(value):
         return {k: without_times(v) for k, v in value.items() if k != "seconds"}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
-# %% ../nbs/60_provenance.ipynb #13222241
+# %% ../nbs/60_provenance.ipynb #cbc8d6cd
 def differences(old, new, path: str = "") -> list[dict]:  # path, old, new, relative
     "Where two JSON values differ, and by how much where both are numbers."
+    if canonical(old) == canonical(new):
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}")]
+        pairs = {k: (old.get(k, "(absent)"), new.get(k, "(absent)")) for k in [*old, *new]}
+        return [d for k, both in pairs.items() for d in differences(*both, f"{path}.{k}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         both = enumerate(zip(old, new, strict=True))
         return [d for i, (a, b) in both for d in differences(a, b, f"{path}[{i}]")]
-    if old == new and type(old) is type(new):
-        return []
     found = {"path": path.lstrip("."), "old": old, "new": new, "relative": None}
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (old, new)):
-        found["relative"] = abs(old - new) / max(abs(old), abs(new), 1e-300)
+        apart = abs(old - new) / max(abs(old), abs(new), 1e-300)
+        found["relative"] = apart if math.isfinite(apart) else None
     return [found]
 
 # %% ../nbs/60_provenance.ipynb #51c62082
@@ -129,17 +156,34 @@ def write_crate(
         raise UserError(f"{out} is there already: name a new folder")
     if not records:
         raise UserError("no finished run to pack")
+    for path in [Path(r["folder"]) / r["notebook"] for r in records] + [*(files or {}).values()]:
+        if not Path(path).is_file():
+            raise UserError(f"{path} is not there: without it the crate would not be whole")
     crate = ROCrate(version="1.1")
     crate.name, crate.license = name, LICENCE
     crate.description = f"{len(records)} executed notebook(s) with their records."
     crate.datePublished = max(r["finished"] for r in records)[:10]
+    team = {"@type": "Organization", "name": "The ftnb authors"}
+    crate.root_dataset["author"] = _entity(crate, "#ftnb-authors", team)
     profile = {"@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"}
     crate.root_dataset.append_to("conformsTo", _entity(crate, PROFILE, profile))
     for inside, path in (files or {}).items():
         crate.add_file(path, inside, properties={"name": inside})
     for record in records:
         _add_run(crate, record)
-    crate.write(out)
+    return _write_whole(crate, out)
+
+# %% ../nbs/60_provenance.ipynb #bae7a92d
+def _write_whole(crate, out: Path) -> Path:
+    "Write a crate under a temporary name first: half a crate is never seen."
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=".draft-"))
+    try:
+        crate.write(draft)
+        os.chmod(draft, 0o755)
+        os.replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return out
 
 
@@ -148,43 +192,60 @@ def _entity(crate, identifier: str, properties: dict):
 
     return crate.dereference(identifier) or crate.add(ContextEntity(crate, identifier, properties))
 
-# %% ../nbs/60_provenance.ipynb #bae7a92d
+# %% ../nbs/60_provenance.ipynb #d6ebe287
+def _software(crate, record: dict):
+    "ftnb with the versions it rests on; runs with other versions have another instrument."
+    versions = record["environment"].get("versions", {})
+    listed = json.dumps(versions, sort_keys=True)
+    return _entity(crate, f"{HOME}#{text_digest(listed)[:12]}", {
+        "@type": "SoftwareApplication", "name": "ftnb", "url": HOME, "license": LICENCE,
+        "version": versions.get("ftnb", "not known"), "softwareRequirements": listed,
+    })  # fmt: skip
+
+
 def _add_run(crate, record: dict):
     "One run as a CreateAction with instrument, objects and results."
     key, folder = record["key"], Path(record["folder"])
-    software = _entity(crate, HOME, {
-        "@type": "SoftwareApplication", "name": "ftnb", "url": HOME,
-        "version": record["environment"]["versions"]["ftnb"],
-        "softwareRequirements": json.dumps(record["environment"]["versions"], sort_keys=True),
-    })  # fmt: skip
     kinds = {record["notebook"]: "application/x-ipynb+json", "record.json": "application/json"}
     results = [
         crate.add_file(folder / name, f"runs/{key}/{name}", properties={
             "name": f"{name} of run {key}", "encodingFormat": kind})
         for name, kind in kinds.items()
     ]  # fmt: skip
+    end = datetime.datetime.fromisoformat(record["finished"])
+    start = end - datetime.timedelta(seconds=round(record["seconds"]))
     action = _entity(crate, f"#run-{key}", {
         "@type": "CreateAction", "name": f"{record['notebook']} ({key})",
-        "endTime": record["finished"], "description": json.dumps(record["parameters"]),
+        "startTime": start.isoformat(), "endTime": end.isoformat(),
+        "description": json.dumps(record["parameters"]),
     })  # fmt: skip
-    action["instrument"], action["result"] = software, results
+    action["instrument"], action["result"] = _software(crate, record), results
     action["object"] = [_data_set(crate, part) for part in record["ingredients"]
                         if part.startswith("data/")]  # fmt: skip
     crate.root_dataset.append_to("mentions", action)
 
-
+# %% ../nbs/60_provenance.ipynb #42ba3cc8
 def _data_set(crate, part: str):
     "A catalogued set: its name, source, licence and digests. Its bytes stay where they are."
     name = part.partition("/")[2]
     facts = describe(name) if name in catalogue() else {}
-    files = [{"path": f["path"], "sha256": f.get("sha256", "not known")}
-             for f in facts.get("files", ())]  # fmt: skip
-    return _entity(crate, facts.get("source") or f"#data-{name}", {
+    files = [{"path": f["path"], "url": f.get("url", "not known"),
+              "sha256": f.get("sha256", "not known")} for f in facts.get("files", ())]  # fmt: skip
+    return _entity(crate, f"#data-{name}", {  # by name: many sets come from one source
         "@type": "CreativeWork", "name": name, "license": facts.get("licence", "not known"),
         "citation": facts.get("citation", ""), "description": json.dumps(files),
-    })  # fmt: skip
+    } | ({"url": facts["source"]} if facts.get("source") else {}))  # fmt: skip
 
 # %% ../nbs/60_provenance.ipynb #9d50986c
+_LINE = {"type": "string", "minLength": 1}
+
+
+def _list_of(**properties) -> dict:
+    "A JSON schema: a list, not empty, of mappings that have the first of these keys."
+    item = {"type": "object", "required": [next(iter(properties))], "properties": properties}
+    return {"type": "array", "minItems": 1, "items": item}
+
+
 CODECHECK = {
     "type": "object",
     "required": ["version", "paper", "manifest", "codechecker", "report"],
@@ -193,26 +254,16 @@ CODECHECK = {
         "paper": {
             "type": "object",
             "required": ["title", "authors", "reference"],
-            "properties": {
-                "title": {"type": "string", "minLength": 1},
-                "authors": {
-                    "type": "array", "minItems": 1,
-                    "items": {"type": "object", "required": ["name"]},
-                },
-                "reference": {"type": "string", "pattern": "^https?://"},
-            },
+            "properties": {"title": _LINE, "authors": _list_of(name=_LINE), "reference": _LINE},
         },
-        "manifest": {
-            "type": "array", "minItems": 1,
-            "items": {
-                "type": "object", "required": ["file"],
-                "properties": {"file": {"type": "string"}, "comment": {"type": "string"}},
-            },
-        },
-        "codechecker": {"type": "array"},
-        "report": {"type": "string"},
+        "manifest": _list_of(file={"type": "string", "pattern": "^[^/]"}, comment=_LINE),
+        "codechecker": _list_of(name=_LINE),
+        "report": _LINE,
+        "summary": _LINE,
+        "repository": {"anyOf": [_LINE, {"type": "array", "items": _LINE}]},
+        "certificate": _LINE,
     },
-}  # fmt: skip
+}
 TO_FILL = "to be filled in by the person who checks"
 
 # %% ../nbs/60_provenance.ipynb #185fe0d1
@@ -240,5 +291,6 @@ def write_codecheck(
     }  # fmt: skip
     jsonschema.validate(found, CODECHECK)
     with atomic_path(folder / "codecheck.yml") as temporary:
-        temporary.write_text(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), "utf-8")
+        text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, explicit_start=True)
+        temporary.write_text(text, "utf-8")
     return folder / "codecheck.yml"

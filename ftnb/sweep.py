@@ -353,16 +353,27 @@ def job_of(sweep: Sweep, setting: dict, seed: int, budget=None) -> Job:
         given[sweep.budget["parameter"]] = budget
     return make_job(sweep.notebook, given, sweep.size, threads=sweep.threads)
 
+# %% ../nbs/61_sweep.ipynb #0c297999
+def _enter(found, part: str):
+    "One step of a path. A list is entered by a number, or by nothing if it has one element."
+    if isinstance(found, list) and part.isdecimal():
+        return found[int(part)]
+    if isinstance(found, list) and len(found) > 1:
+        raise UserError(f"holds {len(found)} values before {part!r}: say which, such as 0.{part}")
+    return (found[0] if isinstance(found, list) else found)[part]
+
 
 def score_of(record: dict, metric: str) -> float:
     "The score in a run's record. Raises UserError if it is not there or not a number."
     found, metrics = record["metrics"], record["metrics"]
-    for part in [metric] if metric in metrics else metric.split("."):
-        known = found if isinstance(found, dict) else {}
-        if part not in known:
-            raise UserError(f"{record['notebook']} records no metric {metric!r}; "
-                            + _near(metric, metrics))  # fmt: skip
-        found = known[part]
+    try:
+        for part in [metric] if metric in metrics else metric.split("."):
+            found = _enter(found, part)
+    except (KeyError, IndexError, TypeError):
+        raise UserError(f"{record['notebook']} records no metric {metric!r}; "
+                        + _near(metric, metrics)) from None  # fmt: skip
+    except UserError as e:
+        raise UserError(f"the metric {metric!r} {e}") from None
     if isinstance(found, bool) or not isinstance(found, (int, float)):
         raise UserError(f"the metric {metric!r} is not a number but {reprlib.repr(found)}")
     return float(found)

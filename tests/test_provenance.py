@@ -61,6 +61,9 @@ def test_differences_name_the_place_and_the_size():
     assert found == {"a.b[1]": 0.2, "c": None, "d": 0.0}
     assert differences([1], [1, 2])[0]["relative"] is None
     assert differences({}, {"z": 1})[0]["path"] == "z"
+    assert differences({"a": float("nan")}, {"a": float("nan")}) == []
+    assert differences({"a": float("nan")}, {"a": 1.0})[0]["relative"] is None
+    assert differences({"a": None}, {})[0]["new"] == "(absent)"
 
 
 def test_a_notebook_that_changed_is_run_as_it_was(finished, tmp_path):
@@ -99,6 +102,53 @@ def test_ambiguous_and_corrupt(finished, tmp_path):
         verify_run("ab", copy)
     with pytest.raises(UserError, match="cannot be read"):
         verify_run("ab1", copy)
+
+
+def altered(finished, folder, change) -> tuple[Store, str]:
+    "A copy of a run in a store of its own, with another record."
+    store, (key, _), _ = finished
+    copy = Store(folder / "copy")
+    shutil.copytree(store.path(key), copy.path(key))
+    path = copy.path(key) / "record.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return copy, key
+
+
+@pytest.mark.parametrize("name", [
+    "ingredients", "metrics", "notebook", "parameters", "size", "environment", "finished", "key",
+])  # fmt: skip
+def test_a_record_that_lacks_something_is_one_line(finished, tmp_path, name):
+    copy, key = altered(finished, tmp_path, lambda r: {k: r[k] for k in r if k != name})
+    for run in (key, copy.path(key)):
+        with pytest.raises(UserError, match=f"is no run of a store.* {name}") as e:
+            verify_run(run, copy)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"cells": 1, "nbformat": 4}', None])
+def test_a_kept_notebook_that_is_broken_is_one_line(finished, tmp_path, content):
+    copy, key = altered(finished, tmp_path, dict)
+    kept = copy.path(key) / "toy.ipynb"
+    kept.unlink() if content is None else kept.write_text(content)
+    with pytest.raises(UserError, match="kept in .* cannot be read") as e:
+        verify_run(key, copy)
+    assert "\n" not in str(e.value)
+
+
+def test_a_strange_folder_is_refused_and_left_as_it_is(finished, tmp_path):
+    (tmp_path / "strange").mkdir()
+    with pytest.raises(UserError, match="no run"):
+        verify_run(tmp_path / "strange", finished[0])
+    with pytest.raises(UserError, match="no run"):
+        verify_run(tmp_path / finished[1][0][:6], finished[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["strange"]
+
+
+def test_a_run_that_fails_now_is_one_line(finished, tmp_path):
+    copy, key = altered(finished, tmp_path, dict)
+    notebook(copy.path(key), 'raise ValueError("first\\nsecond")')
+    with pytest.raises(UserError, match="the run fails now: ValueError: first second"):
+        verify_run(key, copy)
 
 
 def issues(crate: Path, profile: str, monkeypatch) -> list[str]:
@@ -141,6 +191,38 @@ def test_crates_pass_the_public_validator(finished, tmp_path, monkeypatch, profi
     (sst2,) = [e for e in packed if e.get("name") == "sst2"]
     assert "licen" in sst2["license"] and "sha256" in sst2["description"]
     assert not list(crate.rglob("*stsa*")), "data are named, not copied"
+    assert all(a["startTime"] <= a["endTime"] and "agent" not in a for a in actions)
+    people = [e["name"] for e in packed if e["@type"] in ("Person", "Organization")]
+    assert people == ["The ftnb authors"]
+
+
+def test_sets_of_one_source_and_other_versions_stay_apart(finished, tmp_path, monkeypatch):
+    store, keys, _ = finished
+    first, second = (find_run(key, store) for key in keys)
+    for name in ("sst2", "trec6"):  # one source
+        second["ingredients"][f"data/{name}"] = "digest"
+    second["environment"]["versions"]["numpy"] = "0.1"
+    crate = write_crate([first, second], tmp_path / "new" / "crate")
+    packed = json.loads((crate / "ro-crate-metadata.json").read_text())["@graph"]
+    assert {e["name"] for e in packed if e["@id"].startswith("#data-")} == {"sst2", "trec6"}
+    actions = {e["@id"]: e for e in packed if e["@type"] == "CreateAction"}
+    assert len(actions[f"#run-{keys[1]}"]["object"]) == 2
+    assert len({a["instrument"]["@id"] for a in actions.values()}) == 2
+    assert issues(crate, "process-run-crate-0.5", monkeypatch) == []
+
+
+def test_half_a_crate_is_never_left(finished, tmp_path, monkeypatch):
+    from rocrate.rocrate import ROCrate
+
+    copy, key = altered(finished, tmp_path, dict)
+    record = find_run(key, copy)
+    with monkeypatch.context() as m, pytest.raises(OSError):
+        m.setattr(ROCrate, "write", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+        write_crate([record], tmp_path / "crate")
+    (copy.path(key) / "toy.ipynb").unlink()
+    with pytest.raises(UserError, match="toy.ipynb is not there"):
+        write_crate([record], tmp_path / "crate")
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
 
 def test_the_validator_can_fail(finished, tmp_path, monkeypatch):
@@ -168,10 +250,16 @@ def test_codecheck_follows_the_rules(tmp_path):
         write_codecheck(read_paper("wang2012"), tmp_path)
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "table-wang2012-t2.csv").write_text("")
-    found = yaml.safe_load(write_codecheck(read_paper("wang2012"), tmp_path).read_text("utf-8"))
+    text = write_codecheck(read_paper("wang2012"), tmp_path).read_text("utf-8")
+    assert text.startswith("---\n"), "the specification asks for an explicit document"
+    found = yaml.safe_load(text)
     jsonschema.validate(found, CODECHECK)
     assert [m["file"] for m in found["manifest"]] == ["results.json", "table-wang2012-t2.csv"]
     assert [a["name"] for a in found["paper"]["authors"]] == ["Sida Wang", "Christopher D. Manning"]
     for key in ("version", "manifest", "codechecker"):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({k: v for k, v in found.items() if k != key}, CODECHECK)
+    for wrong in ({"codechecker": []}, {"codechecker": [{}]}, {"manifest": []}, {"report": ""},
+                  {"manifest": [{"file": "/etc/x"}]}, {"paper": {"title": "x"}}):  # fmt: skip
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(found | wrong, CODECHECK)

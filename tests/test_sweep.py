@@ -15,7 +15,8 @@ BODY = """from random import Random
 from ftnb.runs import record
 assert n < 1000, "too many"
 score = Random(f"{n} {seed} {log}").random() if wait < 9 else float("nan")
-record(score=score * (1 + wait), inner={"score": n}, name="a", seeds=[seed])"""
+record(score=score * (1 + wait), inner={"score": n}, name="a", seeds=[seed],
+       cells=[{"score": n}], two=[{"score": n}, {"score": -n}])"""
 GRID = {
     "notebook": "toy.ipynb", "search": "grid", "space": {"n": {"values": [3, 1, 2]}},
     "seeds": [0, 1], "metric": "score", "direction": "maximize",
@@ -130,6 +131,8 @@ def test_a_score_that_is_no_number_is_a_failure(home, direct):
 @pytest.mark.parametrize("metric, told", [
     ("scores", "no metric 'scores'; did you mean 'score'?"), ("name", "not a number but 'a'"),
     ("inner", "not a number"), ("inner.x", "no metric 'inner.x'"),
+    ("two.score", "metric 'two.score' holds 2 values"), ("two.2.score", "no metric 'two.2.score'"),
+    ("cells.x", "no metric 'cells.x'"), ("name.0", "no metric 'name.0'"),
 ])  # fmt: skip
 def test_a_metric_that_is_not_there_is_told_after_the_first_run(home, direct, metric, told):
     with pytest.raises(UserError, match="metric") as e:
@@ -137,8 +140,9 @@ def test_a_metric_that_is_not_there_is_told_after_the_first_run(home, direct, me
     assert told in str(e.value) and "\n" not in str(e.value) and len(direct) == 1
 
 
-def test_a_score_inside_a_group(home, direct):
-    found = run_sweep(read(home, GRID | {"metric": "inner.score"}), home / "store")
+@pytest.mark.parametrize("metric", ["inner.score", "cells.score", "cells.0.score", "two.0.score"])
+def test_a_score_inside_a_group(home, direct, metric):
+    found = run_sweep(read(home, GRID | {"metric": metric}), home / "store")
     assert [t["mean"] for t in found["trials"]] == [3, 1, 2]
 
 
