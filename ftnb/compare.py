@@ -16,7 +16,6 @@ __all__ = ['DAMAGE', 'COLOURS', 'MARKERS', 'STYLE', 'MACROS', 'SECTION', 'PAGE',
 import csv
 import io
 import json
-import math
 from pathlib import Path
 
 import numpy as np

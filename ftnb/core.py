@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'seed_everything', 'device', 'set_threads', 'using_threads', 'deterministic', 'cache_dir', 'resource',
-           'writing_cache', 'atomic_path', 'write_text', 'file_digest', 'text_digest', 'Cost', 'environment',
-           'require_disk', 'attempt', 'rejects']
+           'writing_cache', 'atomic_path', 'write_text', 'read_toml', 'file_digest', 'text_digest', 'Cost',
+           'environment', 'require_disk', 'attempt', 'rejects']
 
 # %% ../nbs/00_core.ipynb #89787e23
 import contextlib
@@ -164,6 +164,18 @@ def write_text(path: str | Path, text: str):
     "Write `text` as UTF-8 under `path`, whole or not at all."
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_toml(path: str | Path) -> dict:
+    "A TOML file. Raises UserError, with the line, if it cannot be read."
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+        raise UserError(f"{Path(path).name} cannot be read as TOML: {e}") from None
 
 # %% ../nbs/00_core.ipynb #ca4109c9
 def file_digest(path: str | Path) -> str:

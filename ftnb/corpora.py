@@ -18,19 +18,15 @@ import logging
 import platform
 import re
 import string
-import sys
 import sysconfig
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, atomic_path, cache_dir, resource, text_digest, writing_cache
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ftnb.core import (
+    UserError, atomic_path, cache_dir, read_toml, resource, text_digest, writing_cache
+)
 
 # %% ../nbs/01_corpora.ipynb #2af80379
 LIBRARIES = {  # label: the names by which the library gives itself away
@@ -330,7 +326,7 @@ _CLAUSES = {"main", "neg", "pos", "topic"}  # symbols inside which entities belo
 
 @functools.lru_cache
 def _hotline_words():
-    return tomllib.loads(resource("data/hotline.toml").read_text(encoding="utf-8"))
+    return read_toml(resource("data/hotline.toml"))
 
 
 def _pick(draw, items):

@@ -14,14 +14,15 @@ import logging
 import math
 import os
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, cache_dir, file_digest, resource, text_digest, writing_cache
+from ftnb.core import (
+    UserError, cache_dir, file_digest, read_toml, resource, text_digest, writing_cache
+)
 from ftnb.files import (
     Unreachable,
     csv_records,
@@ -336,11 +337,7 @@ def catalogue() -> dict:  # name -> entry, as in data/catalog.toml
 
 @functools.cache
 def _catalogue() -> dict:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(resource("data/catalog.toml").read_text(encoding="utf-8"))
+    return read_toml(resource("data/catalog.toml"))
 
 
 def _entry(name: str) -> dict:

@@ -85,8 +85,9 @@ def sets_named(source: str) -> set[str]:
 
 def set_digest(name: str) -> str:
     "Digest of a set: its entry in the catalogue, and the state of its files on this machine."
-    states = [f"{f['file']} {f['state']}" for f in verify(name)]
-    unknown = [str(file_digest(f["path"])) for f in verify(name) if f["state"] == "unverified"]
+    files = verify(name)
+    states = [f"{f['file']} {f['state']}" for f in files]
+    unknown = [file_digest(f["path"]) for f in files if f["state"] == "unverified"]
     entry = json.dumps(catalogue()[name], sort_keys=True, default=str)
     parts = [set_digest(p["set"]) for p in catalogue()[name].get("parts", ()) if "set" in p]
     return text_digest(entry, *states, *unknown, *parts)

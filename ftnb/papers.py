@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'SCHEMA', 'VERDICTS', 'Table', 'Paper', 'paper_names', 'read_paper', 'cell', 'score_of', 'right_of',
-           'items_interval', 'measured_cell', 'difference_test', 'assess', 'seeds_needed', 'test_power', 'check_claims',
-           'format_number', 'table_rows', 'format_table', 'label_of']
+           'items_interval', 'scale_of', 'measured_cell', 'difference_test', 'assess', 'seeds_needed', 'test_power',
+           'check_claims', 'format_number', 'table_rows', 'format_table', 'label_of']
 
 # %% ../nbs/07_papers.ipynb #0736c17f
 import base64
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, resource
+from .core import UserError, read_toml, resource
 from .metrics import combined_interval, holm, seed_interval
 
 # %% ../nbs/07_papers.ipynb #a2653dd6
@@ -131,15 +131,9 @@ def _read_toml(path: Path) -> dict:
     "A file of the form SCHEMA; UserError names the place of the fault."
     import jsonschema
 
+    found = read_toml(path)
     try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib
-    try:
-        found = tomllib.loads(path.read_text("utf-8"))
         jsonschema.validate(found, SCHEMA)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path.name} cannot be read as TOML: {e}") from None
     except jsonschema.ValidationError as e:
         place = ".".join(map(str, e.absolute_path)) or "top"
         raise UserError(f"{path.name}, at {place}: {e.message}") from None
@@ -226,6 +220,13 @@ def items_interval(
     return float(low), float(high)
 
 # %% ../nbs/07_papers.ipynb #b26c6aee
+def scale_of(table: Table) -> tuple[float, float]:
+    "The ends of the table's scale: shares of items end at 0 and at 1 or 100."
+    if table.metric not in ("accuracy", "error"):
+        return -math.inf, math.inf
+    return 0.0, 100.0 if table.unit == "%" else 1.0
+
+
 def measured_cell(
     table: Table,
     cells: list[dict],  # one row and column, a cell for each seed
@@ -244,7 +245,7 @@ def measured_cell(
         found["over_seeds"] = list(seed_interval(scores)[1:])
     flat = [found["measured"]] * 2
     given = [found[k] or flat for k in ("items", "over_seeds")]
-    found["low"], found["high"] = combined_interval(found["measured"], *given, (-np.inf, np.inf))
+    found["low"], found["high"] = combined_interval(found["measured"], *given, scale_of(table))
     return found
 
 # %% ../nbs/07_papers.ipynb #f3c6e790
@@ -407,7 +408,7 @@ def table_rows(
             continue
         printed = format_number(f["published"], d) + (f" {f['mark']}" if f["mark"] else "")
         ends = f" ({f['low']:.{d}f} to {f['high']:.{d}f})" if f["measured"] is not None else ""
-        gap = "–" if f["difference"] is None else f"{f['difference']:+.{d}f}"
+        gap = "–" if f["difference"] is None else f"{round(f['difference'], d) + 0.0:+.{d}f}"
         why = f"{f['verdict']}: {f['reason']}" if f["reason"] else f["verdict"]
         n_items = f"{f['n_items']:,}" if f.get("n_items") else "–"
         rows.append([f["row"], f["column"], printed, format_number(f["measured"], d) + ends, gap,

@@ -163,3 +163,32 @@ def test_every_paper_with_a_notebook_can_be_planned():
         if paper.notebook:
             plan = make_plan(paper, "smoke")
             assert plan.jobs and not plan.missing, name
+
+
+def test_a_table_of_one_s_own(tmp_path, monkeypatch):
+    "A path as typed, in the folder where it is typed; faults are told before anything runs."
+    from ftnb.rerun import make_plan
+
+    paper = read_paper("wang2012")
+    words = "good fine great bad poor awful film plot".split()
+    lines = [f"{words[i % 8]} {words[(3 * i) % 8]} {i},{'pos' if i % 8 < 3 else 'neg'}"
+             for i in range(240)]  # fmt: skip
+    (tmp_path / "cr.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    given = {"files": {"CR": "cr.csv"}, "columns": ["CR"], "seeds": [0], "stand_in": 0,
+             "rows": ["MNB-uni"], "n_folds": 3}  # fmt: skip
+    plan = make_plan(paper, "smoke", given)
+    assert plan.jobs[0].parameters["files"] == {"CR": str(tmp_path / "cr.csv")}
+    words = ["rerun", "wang2012", "--size", "smoke", "--json", "--out", "runs"]
+    words += [w for k, v in given.items() for w in ("-p", f"{k}={json.dumps(v)}")]
+    answer = ftnb(*words)
+    assert answer.exit_code == 0, answer.stderr
+    (cell,) = json.loads(answer.stdout)["tables"]["t2"]["cells"]
+    assert cell["column"] == "CR" and cell["n"] == 240
+    assert "no file nowhere.csv for CR" in one_line(
+        ftnb("rerun", "wang2012", "-p", 'files={"CR": "nowhere.csv"}', "--out", "runs"))
+    assert "files must name" in one_line(
+        ftnb("rerun", "wang2012", "-p", "files=cr.csv", "--out", "runs"))
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n3,4\n")
+    bad = [w.replace("cr.csv", "bad.csv") for w in words]
+    assert "column" in one_line(ftnb(*bad))
