@@ -81,3 +81,16 @@ def server():
     yield server
     server.shutdown()
     server.server_close()
+
+
+def pytest_collection_finish(session):
+    if not session.config.option.collectonly:
+        from test_notebooks import begin
+
+        begin(session.items)
+
+
+def pytest_sessionfinish():
+    from test_notebooks import stop
+
+    stop()

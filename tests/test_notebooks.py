@@ -1,8 +1,9 @@
-"""Papermill runs every notebook at smoke size, two at a time, with the network off."""
+"""Papermill runs every notebook at smoke size, with the network off, beside the other tests."""
 
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,18 +27,36 @@ def execute(notebook: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
 
 
+BACKGROUND = {}  # path -> future, since all tests were collected
+FREE = threading.Semaphore(1)  # one notebook beside the other tests, two in these
+
+
+def begin(items):
+    "Start the notebooks that were asked for; the other tests leave a core idle."
+    wanted = [i.callspec.params["path"] for i in items if i.name.startswith("test_notebook[")]
+    pool = ThreadPoolExecutor(2)
+    # the long ones first, so that no core waits for the last
+    for path in sorted(wanted, key=lambda p: p.stem not in SLOW):
+        BACKGROUND[path] = pool.submit(execute_when_free, path)
+
+
+def execute_when_free(notebook: Path) -> subprocess.CompletedProcess:
+    with FREE:
+        return execute(notebook)
+
+
+def stop():
+    "Start no more notebooks: the tests have ended or were interrupted."
+    for future in BACKGROUND.values():
+        future.cancel()
+
+
 @pytest.fixture(scope="module")
-def executed(request):
-    "All notebooks that were asked for, running two at a time in the background."
-    wanted = [item.callspec.params["path"] for item in request.session.items
-              if item.name.startswith("test_notebook[")]
-    with ThreadPoolExecutor(2) as pool:
-        # the long ones first, so that no core waits for the last
-        order = sorted(wanted, key=lambda p: p.stem not in SLOW)
-        futures = {path: pool.submit(execute, path) for path in order}
-        yield futures
-        for future in futures.values():
-            future.cancel()
+def executed():
+    "All notebooks that were asked for, from now on two at a time."
+    FREE.release()
+    yield BACKGROUND
+    stop()
 
 
 SLOW = ("39_compare", "26_parallel", "22_bert", "30_finetune", "20_lm", "23_pretrain")

@@ -50,9 +50,7 @@ def test_the_table_has_published_measured_and_a_verdict(rerun):
 
 def test_again_reuses_and_one_seed_more_costs_one_run(rerun):
     out, _ = rerun
-    began = time.perf_counter()
     answer = ftnb(*COMMAND, "--seeds", 2, "--out", out, "--json")
-    assert time.perf_counter() - began < 30, "nothing may be executed"
     assert {r["state"] for r in json.loads(answer.stdout)["runs"].values()} == {"reused"}
     why = json.loads(ftnb("explain", *COMMAND[1:], "--seeds", 3, "--out", out, "--json").stdout)
     assert [w["why"].split()[0].strip(":") for w in why] == ["finished", "finished", "new"]
