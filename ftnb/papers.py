@@ -11,6 +11,7 @@ __all__ = ['MARKS', 'SCHEMA', 'VERDICTS', 'Table', 'Paper', 'paper_names', 'read
 import base64
 import difflib
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,11 +133,12 @@ def _read_toml(path: Path) -> dict:
     import jsonschema
 
     found = read_toml(path)
-    try:
-        jsonschema.validate(found, SCHEMA)
-    except jsonschema.ValidationError as e:
+    faults = list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(found))
+    # a misspelt key is also a missing one: tell the key that is there
+    faults.sort(key=lambda e: e.validator != "additionalProperties")
+    for e in faults[:1]:
         place = ".".join(map(str, e.absolute_path)) or "top"
-        raise UserError(f"{path.name}, at {place}: {e.message}") from None
+        raise UserError(f"{path.name}, at {place}: {e.message}")
     return found
 
 
@@ -220,9 +222,12 @@ def items_interval(
     return float(low), float(high)
 
 # %% ../nbs/07_papers.ipynb #b26c6aee
-def scale_of(table: Table) -> tuple[float, float]:
-    "The ends of the table's scale: shares of items end at 0 and at 1 or 100."
-    if table.metric not in ("accuracy", "error"):
+def scale_of(
+    table: Table,
+    counted: bool = False,  # the score is a share of items
+) -> tuple[float, float]:
+    "The ends of the table's scale: a share of items ends at 0 and at 1 or 100."
+    if not counted and re.match("accuracy|error|recall|F1", table.metric) is None:
         return -math.inf, math.inf
     return 0.0, 100.0 if table.unit == "%" else 1.0
 
@@ -236,7 +241,8 @@ def measured_cell(
     found = {"measured": float(np.mean(scores)), "n_seeds": len(cells), "scores": scores,
              "n_items": cells[0].get("n"), "items": None, "over_seeds": None}  # fmt: skip
     rights = [right_of(c) for c in cells]
-    if all(r is not None for r in rights) and len({len(r) for r in rights}) == 1:
+    counted = all(r is not None for r in rights) and len({len(r) for r in rights}) == 1
+    if counted:
         ends = items_interval(np.mean(rights, axis=0))
         found["items"] = sorted(float(score_of(table, v)) for v in ends)
     elif all(c["interval"] for c in cells):
@@ -245,7 +251,8 @@ def measured_cell(
         found["over_seeds"] = list(seed_interval(scores)[1:])
     flat = [found["measured"]] * 2
     given = [found[k] or flat for k in ("items", "over_seeds")]
-    found["low"], found["high"] = combined_interval(found["measured"], *given, scale_of(table))
+    scale = scale_of(table, counted)
+    found["low"], found["high"] = combined_interval(found["measured"], *given, scale)
     return found
 
 # %% ../nbs/07_papers.ipynb #f3c6e790

@@ -135,7 +135,7 @@ def test_every_table_can_be_printed(name):
 
 FAULTS = [
     ("decimals = 1", 'decimals = "one"', ["t1.decimals", "'one'"]),
-    ("decimals = 1", "decimls = 1", ["at tables.t1", "decimals"]),
+    ("decimals = 1", "decimls = 1", ["at tables.t1", "'decimls'"]),
     ('better = "higher"', 'better = "more"', ["t1.better", "more"]),
     ('[60.5, "V"]', "60.5", ["published", "BERT-LARGE, all weights.CoLA", "60.5"]),
     ('[60.5, "V"]', "[60.5]", ["BERT-LARGE, all weights.CoLA"]),
