@@ -1,6 +1,6 @@
 """What the runner costs and survives: overhead, two workers, kills, ten thousand runs.
 
-    .venv/bin/python tests/bench_runs.py                  everything, about 25 minutes on two cores
+    .venv/bin/python tests/bench_runs.py                  everything, about 40 minutes on two cores
     .venv/bin/python tests/bench_runs.py overhead workers
     .venv/bin/python tests/bench_runs.py kills --runs 200 --kills 20
     .venv/bin/python tests/bench_runs.py simulation --runs 10000 --workers 1000
@@ -43,7 +43,9 @@ record(drawn=Random(f"{n} {seed}").random(), seeds=[seed])"""
 
 def notebook(folder: Path) -> Path:
     tagged = new_code_cell(DEFAULTS, metadata={"tags": ["parameters"]})
-    nbformat.write(new_notebook(cells=[tagged, new_code_cell(BODY)]), folder / "toy.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    toy = new_notebook(cells=[tagged, new_code_cell(BODY)], metadata=kernel)
+    nbformat.write(toy, folder / "toy.ipynb")
     return folder / "toy.ipynb"
 
 
@@ -65,8 +67,8 @@ def overhead(folder: Path, rounds: int) -> dict:
     return found | {"rounds": rounds, "bar": "< 0.5 s", "met": found["median"] < 0.5}
 
 
-def workers(folder: Path, rounds: int, work: float = 8.0) -> dict:
-    "Eight equal runs on one and on two local workers, interleaved; start of the workers counted."
+def workers(folder: Path, rounds: int, work: float = 15.0) -> dict:
+    "Eight equal runs of 15 s on one and two local workers, interleaved; start-up counted."
     toy, ratios, seconds = notebook(folder), [], []
     for r in range(rounds):
         took = []
