@@ -25,9 +25,15 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from .attention import MultiHeadAttention
-from .core import UserError, atomic_path, cache_dir, file_digest, text_digest, write_text
-from .text import check_texts
-from .wordpiece import SPECIAL, WordPiece
+from ftnb.core import (
+    UserError,
+    atomic_path,
+    cache_dir,
+    check_texts,
+    file_digest,
+    text_digest,
+    write_text,
+)
 
 # %% ../nbs/22_bert.ipynb #e7bfb5f1
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -548,7 +554,7 @@ def token_ids(
     return [e.ids for e in tokenizer.encode_batch_fast(texts)]
 
 
-def _cut_rows(own: WordPiece, texts, truncation: dict | None) -> list[list[int]]:
+def _cut_rows(own, texts, truncation: dict | None) -> list[list[int]]:
     ids, first = own.encode_batch(texts, threads=torch.get_num_threads())
     longest = truncation["max_length"] - 2 if truncation else len(ids)
     start, end = own.number["[CLS]"], own.number["[SEP]"]
@@ -559,8 +565,10 @@ def _cut_rows(own: WordPiece, texts, truncation: dict | None) -> list[list[int]]
 @functools.lru_cache(maxsize=4)
 def compiled_wordpiece(
     stored: str,  # what `Tokenizer.to_str` gives
-) -> WordPiece | None:  # None: it is not BERT's recipe and nothing else
+):  # -> WordPiece; None if the file is not BERT's recipe and nothing else
     "Our tokenizer, where it gives the same numbers as the stored one."
+    from ftnb.wordpiece import WordPiece  # its compiler costs half a second: only where it pays
+
     about = json.loads(stored)
     vocab, normalizer = about["model"].get("vocab"), about["normalizer"] or {}
     lowercase = normalizer.get("lowercase")
@@ -571,6 +579,8 @@ def compiled_wordpiece(
 # %% ../nbs/22_bert.ipynb #03223fce
 def _is_plain(about: dict, vocab: dict, lowercase) -> bool:
     "Is this BERT's normaliser, WordPiece with [CLS] and [SEP], and its five special pieces?"
+    from ftnb.wordpiece import SPECIAL
+
     normalizer = dict(type="BertNormalizer", clean_text=True, handle_chinese_chars=True)
     normalizer |= dict(lowercase=lowercase)
     accents = (about["normalizer"] or {}).get("strip_accents")

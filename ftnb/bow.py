@@ -23,15 +23,8 @@ from sklearn.svm import LinearSVC
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .core import UserError
-from ftnb.text import (
-    character_classes,
-    check_texts,
-    check_texts_and_labels,
-    compiled,
-    decode_at,
-    encode_lower,
-)
+from .core import UserError, check_texts, check_texts_and_labels
+from .text import character_classes, compiled, decode_at, encode_lower
 
 # %% ../nbs/11_bow.ipynb #dd196c58
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)

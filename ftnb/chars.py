@@ -22,9 +22,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .core import UserError, atomic_path, file_digest, using_threads, write_text
+from ftnb.core import (
+    UserError,
+    atomic_path,
+    check_texts,
+    check_texts_and_labels,
+    file_digest,
+    using_threads,
+    write_text,
+)
 from .core import device as find_device
-from .text import check_texts, check_texts_and_labels, compiled
+from .text import compiled
 from .train import fit as train
 
 # %% ../nbs/13_chars.ipynb #9c8e833b

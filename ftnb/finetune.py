@@ -30,9 +30,17 @@ from torch import nn
 
 from .bert import MINILM, Bert, encode_ids, find_checkpoint, known_digest, load_tokenizer
 from .bert import mean_pool, pad, token_ids, unknown_share, weight_files
-from .core import UserError, atomic_path, cache_dir, text_digest, using_threads, write_text
+from ftnb.core import (
+    UserError,
+    atomic_path,
+    cache_dir,
+    check_texts,
+    check_texts_and_labels,
+    text_digest,
+    using_threads,
+    write_text,
+)
 from .core import device as find_device
-from .text import check_texts, check_texts_and_labels
 from .train import fit as train_fit
 
 # %% ../nbs/30_finetune.ipynb #18ceacd2

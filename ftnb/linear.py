@@ -20,8 +20,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from .bow import HashedNgrams, _keep_columns, _used_columns, log_count_ratio, naive_bayes
-from .core import UserError
-from .text import _labels, check_texts_and_labels, compiled
+from .core import UserError, check_labels, check_texts_and_labels
+from .text import compiled
 
 # %% ../nbs/16_linear.ipynb #f9d46391
 def logistic_loss(
@@ -269,7 +269,7 @@ def fold_numbers(
     seed: int = 0,  # of the shuffle
 ):  # -> (n,) int, 0 to folds - 1; classes and sizes differ by at most one between folds
     "Deal rows out to folds, each class evenly."
-    codes = np.unique(_labels(labels), return_inverse=True)[1]
+    codes = np.unique(check_labels(labels), return_inverse=True)[1]
     _check_whole(0, seed=seed)
     if not isinstance(folds, Integral) or not 2 <= folds <= len(codes):
         raise UserError(f"folds must be between 2 and the number of rows, not {folds!r}")

@@ -21,9 +21,9 @@ import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from .bow import BagOfWordsClassifier
-from .core import UserError
+from .core import UserError, check_texts
 from .metrics import accuracy, mcnemar, paired_bootstrap
-from .text import TOKEN_PATTERN, check_texts, tokenize, tokenize_many
+from .text import TOKEN_PATTERN, tokenize, tokenize_many
 
 # %% ../nbs/15_preprocess.ipynb #c45165d5
 def _text(text):

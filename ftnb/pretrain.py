@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from .attention import sinusoidal_positions
 from .bert import Bert, BertConfig, BertForPreTraining
-from .core import UserError, text_digest, write_text
-from .text import check_texts, compiled
+from .core import UserError, check_texts, text_digest, write_text
+from .text import compiled
 from .train import History, fit, to_device
 from .wordpiece import SPECIAL, WordPiece
 

@@ -14,8 +14,8 @@ from numbers import Real
 
 import numpy as np
 
-from .core import UserError
-from .text import KEYBOARD, TOKEN_PATTERN, check_texts, nonce_words, typos
+from .core import UserError, check_texts
+from .text import KEYBOARD, TOKEN_PATTERN, nonce_words, typos
 
 # %% ../nbs/37_robust.ipynb #20cc904f
 def _key_places(word):

@@ -20,8 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from ftnb.chars import (
     batched_logits, encode, load_net, measure_net, save_net, train_net, training_parts
 )
-from .core import UserError, using_threads
-from .text import check_texts
+from .core import UserError, check_texts, using_threads
 from .vectors import count_words, word_ids
 
 # %% ../nbs/19_sequences.ipynb #93250ba8

@@ -15,10 +15,10 @@ from scipy.sparse import csr_matrix, issparse
 from scipy.sparse.linalg import svds
 from scipy.stats import rankdata
 
-from .core import UserError
+from .core import UserError, check_texts
 from .data import load, load_table
 from .metrics import bootstrap_interval
-from .text import check_texts, compiled
+from .text import compiled
 from .vectors import count_words, without_unknown
 
 # %% ../nbs/18_similarity.ipynb #341deb05

@@ -27,10 +27,18 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .core import UserError, atomic_path, file_digest, write_text
+from ftnb.core import (
+    UserError,
+    atomic_path,
+    check_labels,
+    check_texts,
+    check_texts_and_labels,
+    file_digest,
+    write_text,
+)
 from .files import detect_delimiter, detect_encoding
 from .data import _LABEL_NAMES, _MISSING, _TEXT_NAMES, _as_text, _column
-from .text import _labels, check_texts, check_texts_and_labels, compiled
+from .text import compiled
 from .bow import HashedNgrams, _check_ngrams, _text_tags
 
 # %% ../nbs/17_stream.ipynb #766edefa
@@ -234,7 +242,7 @@ def _classes(model, classes):
             raise UserError("the first call of partial_fit needs classes=: every label that will "
                             "ever come")
         return known
-    given = np.unique(_labels(classes))
+    given = np.unique(check_labels(classes))
     if known is not None and not np.array_equal(given, known):
         raise UserError(f"the classes were {known.tolist()[:5]} in the first call and are now "
                         f"{given.tolist()[:5]}: they cannot change, start a new model")
@@ -345,7 +353,7 @@ class StreamClassifier(_StreamAnswers, ClassifierMixin, BaseEstimator):
 
     def partial_fit(self, X, y, classes=None):  # classes: in the first call, all there will be
         "Learn from some texts once, in the order given."
-        texts, labels = check_texts(X), _labels(y)
+        texts, labels = check_texts(X), check_labels(y)
         known = _classes(self, classes)
         codes = _stream_codes(known, labels, len(texts))
         if not hasattr(self, "table_"):

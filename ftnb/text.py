@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_BY_ONE', 'TOKEN_PATTERN', 'KEYBOARD', 'encode_lower', 'tokenize', 'character_classes', 'compiled', 'decode_at',
-           'word_spans', 'tokenize_many', 'check_texts', 'check_texts_and_labels', 'typos', 'upper', 'nonce_words']
+           'word_spans', 'tokenize_many', 'typos', 'upper', 'nonce_words']
 
 # %% ../nbs/10_text.ipynb #7e717a0a
 import functools
@@ -166,75 +166,6 @@ def tokenize_many(
     raw = buffer.tobytes()
     words = [raw[a:b].decode() for a, b in zip(starts, ends, strict=True)]
     return [words[a:b] for a, b in zip(first, first[1:], strict=False)]
-
-# %% ../nbs/10_text.ipynb #97c75525
-def _short(x):
-    "One line of at most 40 characters for a message."
-    return " ".join(repr(x).split())[:40]
-
-
-def check_texts(
-    X,  # list, tuple, array or pandas Series of strings
-) -> list[str]:
-    "The texts as a list. Raises UserError if X has no or two dimensions, is empty, or no strings."
-    if isinstance(X, (str, bytes)):
-        raise UserError(f"one {type(X).__name__} given, a list of texts is needed: wrap it in [ ]")
-    ndim = getattr(X, "ndim", 1)
-    if ndim != 1:
-        raise UserError(f"texts must have one dimension, not {ndim}: give one column of strings")
-    if not hasattr(X, "__len__") or isinstance(X, (dict, set, frozenset)):
-        raise UserError(f"texts must be a list of strings, not a {type(X).__name__}")
-    texts = X.tolist() if hasattr(X, "tolist") else list(X)
-    if not texts:
-        raise UserError("no texts: at least one is needed")
-    if set(map(type, texts)) == {str}:  # by far the most frequent case, and quick to see
-        return texts
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            kind = type(text).__name__
-            raise UserError(f"text {i} is {_short(text)} ({kind}), not a string: drop or fill it")
-    return texts
-
-# %% ../nbs/10_text.ipynb #eaf650e8
-def check_texts_and_labels(
-    X,  # n texts
-    y,  # n labels: integers, booleans or strings of two or more classes
-):  # -> (list of str, array of labels)
-    "Check both. Raises UserError also for missing, mixed or real-valued labels and for one class."
-    texts = check_texts(X)
-    if y is None:
-        raise UserError("no labels: requires y to be passed, but the target y is None")
-    labels = _labels(y)
-    if len(labels) != len(texts):
-        raise UserError(f"{len(texts)} texts but {len(labels)} labels: give one label per text")
-    classes = np.unique(labels)
-    if len(classes) < 2:
-        only = _short(labels.tolist()[0])
-        raise UserError(f"all labels are {only}: two or more classes are needed")
-    return texts, labels
-
-
-def _labels(y):
-    "The labels as a one-dimensional array of one kind: integers, booleans or strings."
-    if isinstance(y, (str, bytes, dict, set)) or not hasattr(y, "__len__"):
-        raise UserError(f"labels must be a list with one label per text, not a {type(y).__name__}")
-    if getattr(y, "ndim", 1) != 1:
-        raise UserError(f"labels must have one dimension, not {y.ndim}")
-    listed = y.tolist() if hasattr(y, "tolist") else list(y)
-    for i, label in enumerate(listed):
-        if not isinstance(label, (str, bool, int, float, np.generic)):
-            kind = type(label).__name__
-            raise UserError(f"label {i} is {_short(label)} ({kind}): drop the row or label it")
-        if label != label:
-            raise UserError(f"label {i} is NaN: drop the row or label it")
-    strings = {isinstance(label, str) for label in listed}
-    if len(strings) > 1:
-        raise UserError("labels mix strings and numbers: convert them to one kind")
-    labels = np.asarray(listed)
-    if labels.dtype.kind == "f":
-        if (labels != np.floor(labels)).any() or np.isinf(labels).any():
-            raise UserError("labels are real numbers. Unknown label type: continuous; give classes")
-    return labels
 
 # %% ../nbs/10_text.ipynb #583b9cfb
 _KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")

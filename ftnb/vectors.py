@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .core import UserError, atomic_path, write_text
-from .text import check_texts, check_texts_and_labels, encode_lower, word_spans
+from .core import UserError, atomic_path, check_texts, check_texts_and_labels, write_text
+from .text import encode_lower, word_spans
 
 # %% ../nbs/12_vectors.ipynb #a588c51b
 def cosine(

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, write_text
-from .text import check_texts, compiled, decode_at, encode_lower
+from .core import UserError, check_texts, write_text
+from .text import compiled, decode_at, encode_lower
 
 # %% ../nbs/14_wordpiece.ipynb #c48890c5
 def _checked_counts(counts, vocab_size):

@@ -36,7 +36,7 @@ from ftnb.core import environment, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 5  # timings of each side: the median then ignores two disturbed ones
-EXTRA = ("fasttext", "sentence_transformers", "gensim")  # modules of the bench extra
+EXTRA = ("fasttext", "sentence_transformers", "gensim", "accelerate")  # modules of the bench extra
 
 BENCHMARKS = {}  # name -> Benchmark, from every module of benches/
 for _, module, _ in sorted(pkgutil.iter_modules(benches.__path__), key=lambda m: m[1]):
@@ -50,6 +50,8 @@ for _, module, _ in sorted(pkgutil.iter_modules(benches.__path__), key=lambda m:
 def timings(case: Case, rounds: int) -> dict:
     "Warm up, then both sides in turns; the answers of the first turn are compared."
     sides, wrong, agreed = {"ours": case.ours, "peer": case.peer}, "", ""
+    if case.ceiling:
+        sides["ceiling"] = case.ceiling
     for run in sides.values():
         timed(warm_up(case), run)
     seconds = {name: [] for name in sides}
@@ -142,6 +144,8 @@ def benchmark(name: str, rounds: int) -> dict:
     pairs = [b / a for a, b in zip(ours, peer, strict=True)]
     ratio = statistics.median(peer) / statistics.median(ours)
     row |= dict(ratio=ratio, lowest=min(pairs), highest=max(pairs))
+    if "ceiling" in row["seconds"]:
+        row["share"] = statistics.median(row["seconds"].pop("ceiling")) / statistics.median(ours)
     row["peak_mb"] = {side: measure(name, side).get("peak_mb") for side in ("ours", "peer")}
     return row | dict(verdict=verdict(row))
 
@@ -180,6 +184,8 @@ def cells(row: dict) -> list[str]:
     median = {side: statistics.median(s) for side, s in row["seconds"].items()}
     mb = ["?" if row["peak_mb"][s] is None else f"{row['peak_mb'][s]:.0f}" for s in median]
     notes = f"; {len(row['notes'])} turns {row['notes'][0]}" if row["notes"] else ""
+    if "share" in row:
+        notes += f"; {row['share']:.2f} of the rate of our matrix products alone"
     return [row["name"], row["data"], str(row["threads"]), f"{median['ours']:.3f}",
             f"{median['peer']:.3f}",
             f"{row['ratio']:.2f} ({row['lowest']:.2f}-{row['highest']:.2f})", bar(row), *mb,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ftnb import text
+from ftnb import core, text
 from ftnb.core import UserError
 
 
@@ -113,7 +113,7 @@ def test_lower_casing_can_be_switched_off():
 )
 def test_bad_texts_get_one_line(X, part):
     with pytest.raises(UserError) as caught:
-        text.check_texts(X)
+        core.check_texts(X)
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -141,15 +141,15 @@ def test_bad_texts_get_one_line(X, part):
 )
 def test_bad_labels_get_one_line(y, part):
     with pytest.raises(UserError) as caught:
-        text.check_texts_and_labels(["a", "b"], y)
+        core.check_texts_and_labels(["a", "b"], y)
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_label_kinds_survive():
     for y, kind in (([1, 2], "i"), ([True, False], "b"), (["a", "b"], "U"), ([1.0, 2.0], "f")):
-        assert text.check_texts_and_labels(["a", "b"], y)[1].dtype.kind == kind
+        assert core.check_texts_and_labels(["a", "b"], y)[1].dtype.kind == kind
     categories = pd.Series(["a", "b"], dtype="category", index=[7, 3])
-    assert text.check_texts_and_labels(["x", "y"], categories)[1].tolist() == ["a", "b"]
+    assert core.check_texts_and_labels(["x", "y"], categories)[1].tolist() == ["a", "b"]
 
 
 TEXTS = ["The pump LEAKS again!", "水泵又漏水了，GPT说。", "", "  ", "😀"]

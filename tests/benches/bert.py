@@ -7,6 +7,7 @@ import sys
 import numpy as np
 
 from benches.common import CORES, Benchmark, Case, texts_only
+from benches.matrices import ceiling
 
 OURS = """import sys, json
 from ftnb.bert import Encoder
@@ -29,7 +30,7 @@ def encoding(threads):
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from ftnb.bert import MINILM, Encoder, find_checkpoint
+    from ftnb.bert import MINILM, Encoder, find_checkpoint, token_ids
     from ftnb.core import set_threads
 
     set_threads(threads)
@@ -37,10 +38,12 @@ def encoding(threads):
     encoder = Encoder()
     theirs = SentenceTransformer(str(find_checkpoint(MINILM)), device="cpu")
     texts, said = texts_only(2_000)
+    lengths = [len(row) for row in token_ids(texts, encoder.tokenizer)]
 
     return Case(said, (texts,), (texts[:16],), encoder.encode,
                 lambda texts: theirs.encode(texts, show_progress_bar=False,
-                                            normalize_embeddings=True), close)
+                                            normalize_embeddings=True), close,
+                ceiling=ceiling(encoder.bert, lengths))
 
 
 def start():

@@ -24,6 +24,7 @@ class Case:
     check: Callable  # (our answer, the peer's) -> one line; raises AssertionError if they differ
     retry: str = ""  # a peer's RuntimeError that begins so is noted, and the turn is repeated
     notes: list = field(default_factory=list)
+    ceiling: Callable | None = None  # the matrix products of our side and nothing else
 
 
 @dataclass
