@@ -9,7 +9,7 @@ from torch import nn
 from benches.common import CORES, Benchmark, Case, news
 from benches.matrices import ceiling
 
-N, BATCH, RATE = 512, 32, 1e-4
+N, BATCH, RATE = 256, 32, 1e-4
 
 
 class Peer(nn.Module):
