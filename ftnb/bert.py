@@ -214,7 +214,7 @@ def _wordpiece(folder: Path) -> Tokenizer:
 def unknown_share(
     texts,  # n strings
     tokenizer: Tokenizer,  # of a checkpoint
-) -> float:  # between 0 and 1; high: the checkpoint was made for another language
+) -> float:  # between 0 and 1; high: made for another script; low proves nothing
     "The share of tokens that the vocabulary cannot spell; the marks around a text are not counted."
     unknown = {tokenizer.token_to_id(mark) for mark in ("[UNK]", "<unk>")} - {None}
     read = tokenizer.encode_batch_fast(_whole(texts), add_special_tokens=False)
@@ -651,7 +651,7 @@ class Encoder:
         self,
         texts,  # list of strings
         normalize: bool = True,  # scale each vector to length 1
-        tokens: int = 2048,  # in a batch; larger is slower on a CPU, faster on a GPU
+        tokens: int = 2048,  # in a batch; which is quickest depends on the device
     ) -> np.ndarray:  # (n, D) float32
         "Mean-pooled sentence vectors, in the order of `texts`."
         rows = token_ids(texts, self.tokenizer)

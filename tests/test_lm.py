@@ -1,6 +1,7 @@
 """Language models: units, n-grams, the LSTM, ways of writing."""
 
 import itertools
+import re
 import time
 from functools import partial
 
@@ -227,6 +228,28 @@ def test_shakespeare(mirror):
         found[unit, smoothing] = model.bits_per_byte(b, count_bytes(held))
     assert found["char", "kneser_ney"] < 2.35
     assert found["word", "kneser_ney"] < 2.55 and found["word", "backoff"] < 2.7
+
+
+def shared_lines(train, texts):  # lines of a Tang poem; those of the training part
+    cut_lines = partial(re.split, "[\\n，。？！；、]")
+    known = {line for text in train for line in cut_lines(text)}
+    return [[line in known for line in cut_lines(text) if len(line) > 4] for text in texts]
+
+
+def test_what_notebook_20_says_of_its_public_texts(mirror):
+    for part in ("valid", "test"):
+        words = " ".join(load("wikitext2", part).texts).split()
+        assert words.count("<unk>") > len(words) / 20 and "@-@" in words, "more than one in twenty"
+    corpus = load("tang_poetry")
+    train = corpus.part("train").texts
+    ends = np.cumsum([count_bytes([text]) for text in train])
+    train = train[: int((ends <= 600_000).sum())]  # as in the kept record
+    for part in ("valid", "test"):
+        found = shared_lines(train, corpus.part(part).texts)
+        share = np.mean(np.concatenate(found))
+        assert 0.04 < share < 0.07, f"about one line in twenty, not {share}"
+        twins = [poem for poem in found if poem and np.mean(poem) >= 0.5]
+        assert len(twins) < 50 and sum(map(sum, twins)) > 0.9 * sum(map(sum, found))
 
 
 # ---------------------------------------------------------------- the LSTM
