@@ -112,6 +112,65 @@ def test_a_file_counts_by_its_content(tmp_path, toy):
     assert key(make_job(toy, a)) != key(make_job(toy, b))
 
 
+def test_a_folder_and_a_file_without_suffix_count_by_name(tmp_path, toy):
+    path = tmp_path / "words"
+    before = [key(make_job(toy, {"log": str(p)})) for p in (path, tmp_path)]
+    path.write_text("one")
+    assert before == [key(make_job(toy, {"log": str(p)})) for p in (path, tmp_path)]
+
+
+def test_published_numbers_and_python_belong_to_the_key(tmp_path, toy, monkeypatch):
+    toy = notebook(tmp_path, BODY + '\nread_paper("wang2012")', name="paper")
+    parts = ingredients(make_job(toy, {"set_name": "kim2014"}))
+    assert {"papers/wang2012.toml", "papers/kim2014.toml"} <= parts.keys()
+    monkeypatch.setattr(jobs.platform, "python_version", lambda: "2.7")
+    now = ingredients(make_job(toy, {"set_name": "kim2014"}))
+    assert [k for k in parts if parts[k] != now[k]] == ["versions"]
+
+
+FLAKY = """with open(log, "a") as f:
+    f.write("x")
+from ftnb.runs import record
+assert len(open(log).read()) > n, "not yet"
+record(drawn=0.5, seeds=[seed])"""
+
+
+@pytest.mark.parametrize("retries, state, tries", [(0, "failed", 1), (2, "done", 2)])
+def test_a_run_that_fails_is_tried_again(tmp_path, store, retries, state, tries):
+    flaky = notebook(tmp_path, FLAKY, name="flaky")
+    asked = make_job(flaky, {"log": str(tmp_path / "log")})
+    (outcome,) = run_jobs([asked], store, "local:1", retries=retries).values()
+    assert outcome["state"] == state and (tmp_path / "log").read_text() == "x" * tries
+    assert bool(store.record(outcome["key"])) == (state == "done")
+
+
+def test_a_process_that_dies_is_a_failed_run(tmp_path, store):
+    dead = notebook(tmp_path, "import os\nos.kill(os.getpid(), 9)", name="dead")
+    outcome = run_job(make_job(dead), store)
+    assert outcome["state"] == "failed" and "its process died" in outcome["reason"]
+    assert (Path(outcome["path"]) / "failure.json").is_file() and not store.records()
+
+
+def test_a_worker_with_other_data_or_versions_files_nothing(toy, store, monkeypatch):
+    job = make_job(toy, {"set_name": "sst2"})
+    parts = ingredients(job)
+    task = jobs._task(job, parts, store) | {"round": "one"}
+    files = [f | {"state": "corrupt"} for f in jobs.verify("sst2")]
+    monkeypatch.setattr(jobs, "verify", lambda name: files)
+    monkeypatch.setattr(jobs, "installed", lambda: "other versions")
+    for change in ({}, {"parts": parts | {"notebook": "another"}}):
+        with pytest.raises(UserError, match="sees another data/sst2,.* versions than") as e:
+            jobs.work_on(task | change)
+        assert ("notebook" in str(e.value).partition("than")[0]) == bool(change)
+    assert not store.records()
+    calls = []
+    monkeypatch.setattr(jobs, "installed", lambda: calls.append(1) or "x")
+    for _ in range(3):
+        with pytest.raises(UserError):
+            jobs.work_on(task | {"round": "two"})
+    assert len(calls) == 1, "once in a round"
+
+
 def test_a_set_that_arrives_changes_the_key(toy, cache, monkeypatch):
     job = make_job(toy, {"set_name": "sst2"})
     absent = ingredients(job)

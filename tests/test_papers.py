@@ -1,13 +1,14 @@
 "Published numbers: every file is whole, some numbers by hand, and a fault is told in one line."
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ftnb.core import UserError, resource
 from ftnb.data import catalogue
-from ftnb.papers import MARKS, assess, cell, format_table, paper_names, read_paper
+from ftnb.papers import MARKS, assess, cell, format_table, paper_names, read_paper, test_power
 from ftnb.runs import parameters_of
 
 PAPERS = paper_names()
@@ -185,3 +186,55 @@ def test_an_unknown_paper_gives_the_nearest_names(asked, near):
 def test_nothing_near():
     with pytest.raises(UserError, match="no paper 'zzz'; there are: "):
         read_paper("zzz")
+
+
+NBSVM = read_paper("wang2012").tables["t2"]
+
+
+def mr_cell(seed, **given):
+    return cell(NBSVM, "NBSVM-bi", "MR", seed, **given)
+
+
+def test_a_score_without_any_interval_gets_no_verdict():
+    (found,) = [f for f in assess(NBSVM, [mr_cell(None, score=70.0)]) if f["measured"] is not None]
+    assert found["verdict"] == "not comparable" and "no interval" in found["reason"]
+    (found,) = [f for f in assess(NBSVM, [mr_cell(None, score=70.0, interval=(69.0, 71.0))])
+                if f["measured"] is not None]  # fmt: skip
+    assert found["verdict"] == "below"
+    size = read_paper("wang2020").tables["size"]
+    counted = [cell(size, row, "parameters", None, score=s)
+               for row, s in (("BERT-base", 108.9), ("DistilBERT", 70.0))]  # fmt: skip
+    verdicts = {f["row"]: f["verdict"] for f in assess(size, counted) if f["measured"]}
+    assert verdicts == {"BERT-base": "reached", "DistilBERT": "below"}, "a count has no chance"
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 0), (None, None)])
+def test_the_same_seed_twice_is_refused(seeds):
+    cells = [mr_cell(s, right=np.arange(50) % 5 > 0) for s in seeds]
+    with pytest.raises(UserError, match=f"MR: seed {seeds[0]} is there 2 times"):
+        assess(NBSVM, cells)
+
+
+@pytest.mark.parametrize("metric", ["parameters", "speed-up", "time of an epoch", "F1 of names"])
+def test_right_answers_need_a_metric_that_counts_them(metric):
+    with pytest.raises(UserError, match=f"{metric} is no share of right answers: give score="):
+        cell(replace(NBSVM, metric=metric), "NBSVM-bi", "MR", 0, right=np.ones(3, bool))
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 100])
+@pytest.mark.parametrize("gap", [0.1, 2.0, 15.0, 60.0, 1e9])
+def test_power_is_that_of_the_integral(n, gap):
+    from scipy.integrate import quad
+    from scipy.stats import chi, norm, t
+
+    bound, shift = t.ppf(0.975, n - 1), gap * n**0.5
+    root = (n - 1) ** 0.5
+
+    def upper(u):
+        return chi.pdf(u, n - 1) * norm.cdf(shift - bound * u / root)
+
+    exact, _ = quad(upper, 0, 40, points=[min(39.0, shift * root / bound)], limit=200)
+    assert abs(test_power(gap, 1.0, n) - exact) < 1e-4
+
+
+test_power.__test__ = False  # a function of the library, whatever its name

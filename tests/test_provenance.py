@@ -151,6 +151,22 @@ def test_a_run_that_fails_now_is_one_line(finished, tmp_path):
         verify_run(key, copy)
 
 
+def test_ingredients_that_do_not_give_the_key_are_refused(finished, tmp_path):
+    def change(record):
+        return record | {"ingredients": record["ingredients"] | {"threads": "2"}}
+
+    copy, key = altered(finished, tmp_path, change)
+    with pytest.raises(UserError, match="its ingredients do not give its key"):
+        verify_run(key, copy)
+
+
+@pytest.mark.parametrize("name", ["../../toy.ipynb", "/tmp/toy.ipynb", "..", "toy.py", ""])
+def test_a_notebook_outside_the_folder_is_refused(finished, tmp_path, name):
+    copy, key = altered(finished, tmp_path, lambda r: r | {"notebook": name})
+    with pytest.raises(UserError, match="is no name of a notebook"):
+        verify_run(key, copy)
+
+
 def issues(crate: Path, profile: str, monkeypatch) -> list[str]:
     "What the public validator finds; the JSON-LD context comes from the rocrate library."
     from rocrate_validator import services
@@ -192,8 +208,25 @@ def test_crates_pass_the_public_validator(finished, tmp_path, monkeypatch, profi
     assert "licen" in sst2["license"] and "sha256" in sst2["description"]
     assert not list(crate.rglob("*stsa*")), "data are named, not copied"
     assert all(a["startTime"] <= a["endTime"] and "agent" not in a for a in actions)
-    people = [e["name"] for e in packed if e["@type"] in ("Person", "Organization")]
-    assert people == ["The ftnb authors"]
+    root = next(e for e in packed if e["@id"] == "./")
+    assert "author" not in root and root["license"] == "not stated", "nothing is made up"
+    team = [e["@id"] for e in packed if e.get("name") == "The ftnb authors"]
+    authors = [e["author"]["@id"] for e in packed if "author" in e]
+    assert team and authors == team, "of ftnb itself only"
+    assert sst2["identifier"] == records[0]["ingredients"]["data/sst2"]
+
+
+def test_an_author_and_a_licence_that_are_given(finished, tmp_path, monkeypatch):
+    store, keys, _ = finished
+    licence = "https://spdx.org/licenses/CC-BY-4.0"
+    crate = write_crate([find_run(keys[0], store)], tmp_path / "crate", author="A. Reader",
+                        licence=licence)  # fmt: skip
+    graph = json.loads((crate / "ro-crate-metadata.json").read_text())["@graph"]
+    packed = {e["@id"]: e for e in graph}
+    root = packed["./"]
+    assert packed[root["author"]["@id"]]["name"] == "A. Reader"
+    assert licence in json.dumps(root["license"])
+    assert issues(crate, "process-run-crate-0.5", monkeypatch) == []
 
 
 def test_sets_of_one_source_and_other_versions_stay_apart(finished, tmp_path, monkeypatch):

@@ -17,6 +17,9 @@ from ftnb.papers import VERDICTS, Paper, Table, assess, cell, check_claims, read
 from ftnb.report import (
     LOOK,
     SCRIPT,
+    claim_sentence,
+    claim_word,
+    cost_line,
     curves_of,
     draw,
     inline_svg,
@@ -363,3 +366,44 @@ def test_unknown_is_said_and_zero_is_not_unknown():
     facts = dict(run_facts("k", {}))
     assert facts["seconds"] == facts["energy"] == facts["threads"] == "unknown"
     assert dict(run_facts("k", {"energy_joules": 0.0}))["energy"] == "0 J"
+
+
+def test_a_claim_is_no_more_comparable_than_its_cells(wang):
+    paper, table = wang
+    results = results_of(paper, table, ["MR", "Subj"])  # SVM-uni is not comparable
+    one = results["tables"]["t2"]
+    claim = check_claims(table, one["cells"])[0] | {"than": "SVM-uni"}
+    assert claim_word(claim, table, one["found"]) == "not comparable"
+    assert claim_sentence(claim, table, one["found"]) == (
+        "SVM-uni is not comparable (half of the rows)")
+    one["claims"] = [claim]
+    words = " ".join(" ".join(Page(render_page(results)).words).split())
+    assert "≠ not comparable" in words and "SVM-uni is not comparable (half of the rows)" in words
+
+
+def test_a_claim_needs_the_seeds_of_a_verdict(wang):
+    paper, table = wang
+    one = results_of(paper, table, ["MR"], n_seeds=2)["tables"]["t2"]
+    claim = one["claims"][0] | {"low": 0.5, "high": 1.5}
+    assert claim_word(claim, table, one["found"]) == "open"
+    assert claim_sentence(claim, table, one["found"]) == "2 of 3 seeds that a verdict needs"
+    enough = claim | {"n_seeds": 3}
+    assert claim_word(enough, table, one["found"]) == "holds"
+    for gap, why in ((0.0, "no gap"), (float("nan"), "lacks a number")):
+        assert claim_word(enough | {"published": gap}, table, one["found"]) == "open"
+        assert why in claim_sentence(enough | {"published": gap}, table, one["found"])
+
+
+def test_the_page_says_that_claims_are_over_seeds(files):
+    for path in files[:2]:
+        text = " ".join(path.read_text("utf-8").split())
+        assert "95 % over seeds" in text and "what other test items would give" in text
+    assert "What differs from the paper" in files[1].read_text("utf-8")
+
+
+def test_an_unknown_cost_is_not_counted_as_zero():
+    known = {"seconds": 2.0, "peak_memory_mb": 5.0, "energy_joules": 1.0}
+    assert cost_line({"a": known, "b": known}) == (
+        "2 runs; seconds in all 4.0 s; most memory of a run 5 MB; energy in all 2 J.")
+    assert cost_line({"a": known, "b": {}}).count("unknown") == 3
+    assert cost_line({}).count("unknown") == 3

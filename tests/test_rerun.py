@@ -190,3 +190,66 @@ def test_a_table_of_one_s_own(tmp_path, monkeypatch):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n3,4\n")
     bad = [w.replace("cr.csv", "bad.csv") for w in words]
     assert "column" in one_line(ftnb(*bad))
+
+
+def kept_run(store, plan, **changed):
+    "A finished run of a plan, as the store keeps it, with another number for one parameter."
+    key = f"{len(store.records()):024x}"
+    (store.folder / key).mkdir()
+    cells = [{"table": "t2", "row": row, "column": "MR", "seed": s, "score": 70.0 + s * i}
+             for i, row in enumerate(("MNB-uni", "MNB-bi")) for s in (0, 1)]  # fmt: skip
+    record = {"key": key, "notebook": plan.jobs[0].notebook.name, "size": plan.size,
+              "parameters": plan.jobs[0].parameters | changed, "metrics": {"cells": cells}}
+    (store.folder / key / "record.json").write_text(json.dumps(record))
+
+
+def test_seeds_are_forecast_from_runs_that_did_the_same(tmp_path):
+    from ftnb.jobs import Store
+    from ftnb.rerun import earlier_cells, forecast, make_plan
+
+    plan, store = make_plan(read_paper("wang2012"), "smoke"), Store(tmp_path / "store")
+    kept_run(store, plan, stand_in=99)
+    kept_run(store, plan, n_folds=3)
+    assert earlier_cells(plan, store) == [], "fewer texts or folds tell nothing of these runs"
+    assert all("not known" in line for line in forecast(plan, store))
+    kept_run(store, plan, seeds=[7], columns=["Subj"])
+    assert len(earlier_cells(plan, store)) == 4, "what is dealt out may differ"
+    known = [line for line in forecast(plan, store) if "seeds needed" in line]
+    assert len(known) == 1 and "MR: MNB-bi over MNB-uni by 1.1 points: " in known[0]
+    other = make_plan(read_paper("wang2012"), "smoke", {"n_folds": 3})
+    assert len(earlier_cells(other, store)) == 4, "the second run was one of these"
+
+
+def test_the_kept_record_tells_the_spread_only_of_its_own_parameters(tmp_path, monkeypatch):
+    import ftnb.rerun as rerun
+    from ftnb.jobs import Store
+
+    monkeypatch.setattr(rerun, "_missing", lambda *given: {})  # no data are needed
+    paper, store = read_paper("wang2012"), Store(tmp_path / "store")
+    assert rerun.earlier_cells(rerun.make_plan(paper, "cpu"), store)
+    assert rerun.earlier_cells(rerun.make_plan(paper, "cpu", {"seeds": [0, 1, 2, 3]}), store)
+    assert not rerun.earlier_cells(rerun.make_plan(paper, "cpu", {"n_folds": 5}), store)
+
+
+def test_results_name_the_store_that_was_used(tmp_path):
+    from ftnb.jobs import Store
+    from ftnb.rerun import gather, make_plan
+
+    plan = make_plan(read_paper("wang2012"), "smoke")
+    failed = {str(i): {"state": "failed", "reason": ""} for i, _ in enumerate(plan.jobs)}
+    assert gather(plan, Store(tmp_path / "shelf"), failed)["store"] == "../shelf"
+
+
+def test_every_machine_of_a_rerun_is_kept(rerun, tmp_path):
+    from ftnb.papers import label_of
+    from ftnb.rerun import keep_rerun
+
+    results = json.loads(json.dumps(rerun[1]))
+    first, second = results["runs"].values()
+    second["environment"] |= {"processor": "another", "cores": 99}
+    kept = json.loads(keep_rerun(results, tmp_path).read_text())
+    assert kept["environment"]["processor"].endswith(" or another")
+    assert kept["environment"]["versions"] == first["environment"]["versions"], "where all agree"
+    assert [r["environment"]["cores"] for r in kept["runs"].values()] == [
+        first["environment"]["cores"], 99]  # fmt: skip
+    assert " or another" in label_of(kept)

@@ -9,7 +9,16 @@ from test_jobs import cluster, notebook, wait_for_scheduler  # noqa: F401
 from ftnb import sweep as sweeps
 from ftnb.core import UserError
 from ftnb.jobs import Store, parse_executor
-from ftnb.sweep import format_sweep, ranked, read_sweep, run_sweep, rungs, settings, summary
+from ftnb.sweep import (
+    ends_of,
+    format_sweep,
+    ranked,
+    read_sweep,
+    run_sweep,
+    rungs,
+    settings,
+    summary,
+)
 
 BODY = """from random import Random
 from ftnb.runs import record
@@ -177,6 +186,27 @@ def test_summary_over_seeds():
     assert summary([0.5, None])["mean"] is None
     mean, (low, high) = summary([0.5, 0.7]).values()
     assert low < 0.5 < 0.6 == pytest.approx(mean) and high > 0.7
+
+
+@pytest.mark.parametrize("metric, scores, ends", [
+    ("accuracy", [0.9, 0.8], (0, 1)), ("cells.accuracy", [90.0, None, 80.0], (0, 100)),
+    ("F1", [0.0, 1.0], (0, 1)), ("loss", [0.5, 0.6], (float("-inf"), float("inf"))),
+    ("accuracy", [900.0, 1.0], (float("-inf"), float("inf"))),
+])  # fmt: skip
+def test_an_interval_ends_where_the_scale_ends(metric, scores, ends):
+    assert ends_of(metric, scores) == ends
+    low, high = summary([0.99, 0.7], ends_of("accuracy", [0.99, 0.7]))["interval"]
+    assert high == 1 and 0 <= low < 0.7
+    assert summary([0.99, 0.7])["interval"][1] > 1
+
+
+def test_the_best_of_halving_names_its_budget(home, direct):
+    told = format_sweep(run_sweep(read(home, HALVING), home / "store"))
+    assert "is the best of 4 by score (maximize), the only one that reached wait = 4;" in told
+    budget = HALVING["budget"] | {"max": 2}
+    told = format_sweep(run_sweep(read(home, HALVING | {"budget": budget}), home / "store"))
+    assert "one of 2 that reached wait = 2;" in told
+    assert "reached" not in format_sweep(run_sweep(read(home, GRID), home / "store"))
 
 
 def test_a_list_of_seeds_gets_a_list_of_one(home):
