@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SLURM', 'PATIENCE', 'imported_modules', 'package_folder', 'modules_behind', 'texts_in', 'sets_named', 'paper_digests',
-           'set_digest', 'Job', 'make_job', 'code_of', 'installed', 'ingredients', 'key_of', 'Store', 'publish',
-           'writing', 'explain', 'run_job', 'Executor', 'parse_executor', 'slurm_cluster', 'connected', 'check_workers',
-           'worker_state', 'check_ingredients', 'work_on', 'run_jobs', 'usual_seconds']
+           'set_digest', 'Job', 'make_job', 'code_of', 'installed', 'ingredients', 'key_of', 'Store', 'new_draft',
+           'publish', 'writing', 'explain', 'run_job', 'Executor', 'parse_executor', 'slurm_cluster', 'connected',
+           'check_workers', 'worker_state', 'check_ingredients', 'work_on', 'run_jobs', 'usual_seconds']
 
 # %% ../nbs/06_jobs.ipynb #c64edee6
 import ast
@@ -249,6 +249,14 @@ def _token(folder: Path) -> str:
     return path.read_text("utf-8")
 
 
+def new_draft(store: Store, key: str) -> Path:
+    "An empty folder for a run, whose key is locked; what a killed process left there goes."
+    draft = store.folder / f".draft-{key}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    return draft
+
+
 def publish(store: Store, key: str, draft: Path) -> Path:
     "Give a finished draft its name; what lay there and could not be read is set aside."
     if store.path(key).exists():
@@ -311,7 +319,7 @@ def run_job(job: Job, store: Store, parts: dict | None = None) -> dict:  # key, 
         if store.record(key):
             return {"key": key, "state": "reused", "reason": ""}
         with writing(store.folder):
-            draft = Path(tempfile.mkdtemp(dir=store.folder, prefix=".draft-"))
+            draft = new_draft(store, key)
             work = store.folder / "work" / key
             work.mkdir(exist_ok=True)
         try:
@@ -605,7 +613,7 @@ def _collect(future, result, key: str, found: dict, store: Store):
 def _receive(files: dict, key: str, store: Store):
     "Put a run that came from another machine into the store."
     with store.lock(key), writing(store.folder):
-        draft = Path(tempfile.mkdtemp(dir=store.folder, prefix=".draft-"))
+        draft = new_draft(store, key)
         for name, raw in files.items():
             (draft / Path(name).name).write_bytes(raw)
         publish(store, key, draft)
