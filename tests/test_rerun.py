@@ -253,3 +253,15 @@ def test_every_machine_of_a_rerun_is_kept(rerun, tmp_path):
     assert [r["environment"]["cores"] for r in kept["runs"].values()] == [
         first["environment"]["cores"], 99]  # fmt: skip
     assert " or another" in label_of(kept)
+
+
+def test_what_was_not_drawn_counts_once_although_every_run_has_it():
+    from ftnb import rerun
+
+    def one(seed, score):
+        return {"row": "majority", "column": "all", "seed": seed, "score": score}
+
+    drawn = [one(0, 50.0), one(1, 50.0)]
+    assert rerun.each_once([*drawn, one(None, 69.0), one(None, 69.0)]) == [*drawn, one(None, 69.0)]
+    unlike = [one(None, 69.0), one(None, 68.0)]
+    assert rerun.each_once(unlike) == unlike, "`assess` then refuses the table"
