@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'SCHEMA', 'COUNTED', 'EXACT', 'VERDICTS', 'Table', 'Paper', 'paper_names', 'read_paper', 'cell', 'score_of',
            'right_of', 'items_interval', 'scale_of', 'measured_cell', 'difference_test', 'assess', 'seeds_needed',
-           'test_power', 'check_claims', 'format_number', 'table_rows', 'format_table', 'label_of']
+           'test_power', 'check_claims', 'paired_gap', 'format_number', 'table_rows', 'format_table', 'label_of']
 
 # %% ../nbs/07_papers.ipynb #0736c17f
 import base64
@@ -405,6 +405,27 @@ def _one_claim(table, claim, cells) -> dict:
         if found["published"] and math.isfinite(found["published"]):
             found["needed"] = seeds_needed(found["published"], found["sd"])
     return found
+
+# %% ../nbs/07_papers.ipynb #4136ed38
+def paired_gap(
+    cells: list[dict],  # of one table, from `cell` with `right`
+    first: str,  # a row
+    second: str,  # a row that answered the same items
+    column: str,
+) -> dict:  # gap, items, seeds (None: fewer than two in common), both; each: a gap for every seed
+    "First less second, in points of right answers, with 95 % intervals. UserError without answers."
+    rights = [{c["seed"]: right_of(c) for c in cells if (c["row"], c["column"]) == (row, column)}
+              for row in (first, second)]  # fmt: skip
+    answers = [r for of_row in rights for r in of_row.values()]
+    if not all(rights) or any(r is None for r in answers) or len({len(r) for r in answers}) > 1:
+        raise UserError(f"{first} and {second}, {column}: the answers to the same items are needed")
+    change = 100 * np.subtract(*(np.mean(list(of_row.values()), axis=0) for of_row in rights))
+    gap, half = float(change.mean()), 1.96 * float(change.std(ddof=1)) / math.sqrt(len(change))
+    each = [100 * float(rights[0][s].mean() - rights[1][s].mean())
+            for s in rights[0] if s in rights[1]]  # fmt: skip
+    items, seeds = (gap - half, gap + half), seed_interval(each)[1:] if len(each) > 1 else None
+    both = combined_interval(gap, items, seeds or (gap, gap), (-100, 100))
+    return {"gap": gap, "items": items, "seeds": seeds, "both": both, "each": each}
 
 # %% ../nbs/07_papers.ipynb #8c44dece
 def format_number(value: float | None, decimals: int) -> str:

@@ -8,7 +8,16 @@ import pytest
 
 from ftnb.core import UserError, resource
 from ftnb.data import catalogue
-from ftnb.papers import MARKS, assess, cell, format_table, paper_names, read_paper, test_power
+from ftnb.papers import (
+    MARKS,
+    assess,
+    cell,
+    format_table,
+    paired_gap,
+    paper_names,
+    read_paper,
+    test_power,
+)  # fmt: skip
 from ftnb.runs import parameters_of
 
 PAPERS = paper_names()
@@ -238,3 +247,25 @@ def test_power_is_that_of_the_integral(n, gap):
 
 
 test_power.__test__ = False  # a function of the library, whatever its name
+
+
+def test_a_gap_of_two_rows_needs_the_answers_to_the_same_items():
+    table = read_paper("wang2012").tables["t2"]
+
+    def made(row, seed, right=None, **more):
+        return cell(table, row, "MR", seed, right=right, **more)
+
+    rng = np.random.default_rng(0)
+    right = {(r, s): rng.random(50) < 0.7 for r in "ab" for s in range(3)}
+    cells = [made(r, s, right[r, s]) for r, s in right]
+    found = paired_gap(cells, "a", "b", "MR")
+    each = [100 * (right["a", s].mean() - right["b", s].mean()) for s in range(3)]
+    np.testing.assert_allclose(found["each"], each)
+    assert found["both"][0] <= min(found["items"][0], found["seeds"][0])
+    assert paired_gap(cells, "b", "a", "MR")["gap"] == -found["gap"]
+    one = [c for c in cells if c["row"] == "b" or c["seed"] == 2]
+    assert paired_gap(one, "a", "b", "MR")["seeds"] is None, "one seed in common"
+    shorter, no_answers, nobody = right["a", 0][:-1], {"score": 70.0}, made("d", 0, right["a", 0])
+    for wrong in (made("c", 0, shorter), made("c", 0, **no_answers), nobody):
+        with pytest.raises(UserError, match="the same items"):
+            paired_gap([*cells, wrong], "a", "c", "MR")
