@@ -761,17 +761,19 @@ def report(
 def crate(
     what: Annotated[str, Argument(help="The folder of a rerun, or a key of a run.")],
     target: Annotated[str, Argument(help="A new folder.")],
+    author: Annotated[str, Option(help="Who answers for the whole: a person's name.")] = "",
+    licence: Annotated[str, Option(help="Of the whole, best an address.")] = "",
     out: Out = "runs",
     as_json: Json = False,
     debug: Debug = False,
 ):
     "Pack a rerun or a run as an RO-Crate; a rerun gets a CODECHECK manifest too."
     with answering(debug):
-        folder = pack(Path(what), Path(target), Path(out))
+        folder = pack(Path(what), Path(target), Path(out), author=author, licence=licence)
         show(str(folder), as_json, lambda: print(folder))
 
 # %% ../nbs/90_cli.ipynb #248afab5
-def pack(what: Path, target: Path, out: Path) -> Path:
+def pack(what: Path, target: Path, out: Path, **by) -> Path:  # by: author and licence
     "The crate of a rerun's folder, or of one run."
     from ftnb.jobs import Store
     from ftnb.papers import read_paper
@@ -779,13 +781,13 @@ def pack(what: Path, target: Path, out: Path) -> Path:
     from ftnb.report import read_results
 
     if not (what / "results.json").is_file():
-        return write_crate([find_run(str(what), Store(out / "store"))], target)
+        return write_crate([find_run(str(what), Store(out / "store"))], target, **by)
     results = read_results(what)
     store = Store(what / results["store"])
     write_codecheck(read_paper(results["paper"]), what)
     records = [find_run(key, store) for key in results["runs"]]
     files = {p.name: p for p in sorted(what.iterdir()) if p.is_file() and p.name[0] != "."}
-    return write_crate(records, target, f"Rerun of {results['paper']}", files)
+    return write_crate(records, target, f"Rerun of {results['paper']}", files, **by)
 
 # %% ../nbs/90_cli.ipynb #34526d0d
 @app.command("sweep", epilog="Example: ftnb sweep sweep.yaml --executor local:2")

@@ -152,7 +152,7 @@ def write_crate(
     out: str | Path,  # a new folder
     name: str = "Runs of ftnb notebooks",
     files: dict | None = None,  # name in the crate -> Path: results, reports
-    author: str = "",  # of the whole, a person or a group; empty: not said
+    author: str = "",  # of the whole, a person's name; empty: not said
     licence: str = "",  # of the whole, best as an address; empty: "not stated"
 ) -> Path:
     "Runs, with the files made from them, as an RO-Crate (Process Run Crate). Raises UserError."

@@ -64,8 +64,11 @@ def test_status_verify_and_crate(rerun, tmp_path):
     found = json.loads(ftnb("verify", key[:10], "--out", out, "--json").stdout)
     assert found["identical"] and found["todays"] and found["changed"] == []
     crate = tmp_path / "crate"
-    answer = ftnb("crate", out / "rerun-wang2012-smoke", crate, "--out", out)
+    by = ["--author", "Ada Lovelace", "--licence", "https://spdx.org/licenses/CC0-1.0"]
+    answer = ftnb("crate", out / "rerun-wang2012-smoke", crate, "--out", out, *by)
     assert answer.exit_code == 0, answer.stderr
+    about = (crate / "ro-crate-metadata.json").read_text("utf-8")
+    assert all(json.dumps(word) in about for word in by[1::2])
     assert (crate / "codecheck.yml").is_file() and (crate / "runs" / key / "record.json").is_file()
     answer = ftnb("report", "--out", out, "--json")
     assert any(p.endswith("index.html") for p in json.loads(answer.stdout))
