@@ -108,10 +108,11 @@ def kills(folder: Path, n_runs: int, n_kills: int) -> dict:
         records = Store(folder / name).records()
         tables.append({k: r["metrics"]["drawn"] for k, r in records.items()})
     left = list((folder / "killed").glob(".draft-*")), list((folder / "killed/work").iterdir())
-    met = tables[0] == tables[1] and len(tables[0]) == n_runs
+    met = tables[0] == tables[1] and len(tables[0]) == n_runs and not any(left)
     return {"runs": n_runs, "kills": n_kills, "done at each kill": done_before,
-            "equal tables": tables[0] == tables[1], "drafts left": len(left[0]),
-            "bar": "equal, none lost or twice", "met": met}  # fmt: skip
+            "equal tables": tables[0] == tables[1],
+            "drafts and checkpoints left": list(map(len, left)),
+            "bar": "equal, none lost or twice, nothing left", "met": met}  # fmt: skip
 
 
 def sleep_on(task: dict) -> dict:
