@@ -388,7 +388,9 @@ def _count(model):
     "Parameters and bytes of the fitted model."
     head, body = model.head_weight_.size + model.head_bias_.size, list(model.body_.parameters())
     model.n_parameters_ = head + sum(p.numel() for p in body)
-    model.n_trainable_ = head if model.method == "frozen" else model.n_parameters_
+    # the pooler of a checkpoint is loaded and saved, but a mean does not use it: no gradient
+    idle = sum(p.numel() for name, p in model.body_.named_parameters() if "pooler" in name)
+    model.n_trainable_ = head if model.method == "frozen" else model.n_parameters_ - idle
     model.size_bytes_ = 4 * head + sum(p.numel() * p.element_size() for p in body)
     model.size_bytes_ += len(model.tokenizer_.to_str().encode())
 

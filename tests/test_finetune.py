@@ -59,7 +59,10 @@ def test_full_learns_what_a_frozen_random_body_cannot(tiny):
     frozen = make(tiny).fit(TEXTS, LABELS)
     pairs = zip(frozen.body_.parameters(), start.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
-    assert frozen.n_trainable_ == 3 * 32 + 3 < frozen.n_parameters_ == full.n_trainable_
+    assert frozen.n_trainable_ == 3 * 32 + 3 < frozen.n_parameters_ == full.n_parameters_
+    moved = sum(p.numel() for p, q in zip(end.parameters(), start.parameters(), strict=True)
+                if not torch.equal(p, q))  # fmt: skip
+    assert full.n_trainable_ == moved + 3 * 32 + 3 <= full.n_parameters_, "the pooler stays"
 
 
 def test_full_starts_from_the_frozen_head(tiny):
