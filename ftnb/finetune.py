@@ -92,8 +92,9 @@ def feature_folder(
     folder: Path,  # of a checkpoint
     max_length: int,  # tokens
 ) -> Path:  # in the user's cache
-    "Where the vectors of one body, tokeniser and length are kept."
-    small = (folder / name for name in ("config.json", "tokenizer.json", "vocab.txt"))
+    "Where the mean vectors (not scaled) of one body, tokeniser and length are kept."
+    names = "config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"
+    small = (folder / name for name in names)
     digests = [known_digest(p) for p in (*weight_files(folder), *small) if p.exists()]
     return cache_dir("features", text_digest("mean", str(max_length), *digests)[:32])
 

@@ -131,6 +131,21 @@ def test_another_length_or_body_has_other_vectors(tiny, tmp_path, cache):
     assert len(folders) == 3
 
 
+def test_another_setting_of_the_tokeniser_has_other_vectors(tiny, tmp_path, cache):
+    folder = shutil.copytree(tiny, tmp_path / "by vocabulary")
+    vocabulary = tiny_tokenizer().get_vocab()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)))
+    (folder / "tokenizer.json").unlink()
+    heads = []
+    for lower in (True, False):  # this is read beside vocab.txt
+        (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower}))
+        model = make(folder).fit([t.upper() for t in TEXTS], LABELS)
+        assert model.saved_seconds_ == 0, "vectors of the other setting were used"
+        assert (model.unknown_share_ == 0) == lower
+        heads.append(model.head_weight_)
+    assert np.abs(heads[0] - heads[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("damage", ["one bit", "cut", "empty", "other shape", "no tensor"])
 def test_a_damaged_cache_is_computed_again(tiny, cache, damage):
     first = make(tiny).fit(TEXTS, LABELS)
