@@ -200,6 +200,7 @@ def new_model(
     heads: int = 4,
     dropout: float = 0.0,  # rows are met a few times only: there is nothing to memorise
     seed: int = 0,
+    waves: float = 1.7,  # how loud the positions begin: their root mean square over the pieces'
 ) -> BertForPreTraining:
     "A BERT with random weights whose spread suits its width; its positions begin as waves."
     config = BertConfig(vocab_size, width, layers, heads, 4 * width, length,
@@ -209,7 +210,7 @@ def new_model(
         torch.manual_seed(seed)
         model = BertForPreTraining(config)
     with torch.no_grad():
-        spread = config.initializer_range * 2**0.5  # of a wave: its mean square is half
+        spread = waves * config.initializer_range * 2**0.5  # the mean square of a wave is half
         model.bert.embeddings.position.weight.copy_(spread * sinusoidal_positions(length, width))
     return model
 
