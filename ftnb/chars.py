@@ -378,6 +378,7 @@ def save_net(
 ):
     "Write model.safetensors and config.json into `folder`; nothing is pickled."
     folder = Path(folder)
+    settings = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
     if not isinstance(settings["random_state"], (int, type(None))):
         settings = settings | {"random_state": None}  # a generator cannot be written down
     state = {k: v.detach().cpu().contiguous() for k, v in one.net_.state_dict().items()}
@@ -480,12 +481,23 @@ def filter_windows(
     for i in range(len(data)):
         x = data.batch(np.array([i]))[0]
         h = lookup(x, table, kernel)[0, : max(1, data.lengths[i]), 0]
-        for at in h.topk(min(n, len(h))).indices.tolist():
-            best[_window(x[0, at : at + kernel].tolist(), classifier.symbols_)] = float(h[at])
-    return sorted(((v, k) for k, v in best.items()), reverse=True)[:n]
+        for window, value in _highest_windows(x[0], h, kernel, n).items():
+            best[window] = max(value, best.get(window, value))
+    chosen = sorted(best, key=lambda window: (-best[window], window))[:n]
+    return sorted(((best[w], _window(w, classifier.symbols_)) for w in chosen), reverse=True)
+
+# %% ../nbs/13_chars.ipynb #2b604860
+def _highest_windows(x, h, kernel, n) -> dict:  # symbol numbers of a window -> its value
+    "The n distinct windows of one text with the highest values; fewer where it has fewer."
+    found = {}
+    for at in h.argsort(descending=True, stable=True).tolist():
+        if len(found) == n:
+            break
+        found.setdefault(tuple(x[at : at + kernel].tolist()), float(h[at]))
+    return found
 
 
-def _window(numbers: list[int], symbols) -> str:
+def _window(numbers, symbols) -> str:
     "Symbols as text: `·` outside, `?` unknown, `_` a space."
     inside = [n for n in numbers if n]
     before = numbers.index(inside[0]) if inside else len(numbers)

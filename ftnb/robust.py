@@ -142,7 +142,7 @@ def damage(
     texts,  # list of n strings
     kind,  # a name in KINDS or MIXED, or a pair (places, edit)
     rate: float,  # probability that a word is hit, 0 to 1; words that the kind cannot change stay
-    rng,  # numpy Generator; the same state hits the same words, and more of them at a larger rate
+    rng,  # numpy Generator; from one state, KINDS hit the same words at a larger rate, and more
 ) -> list[str]:
     "The texts with words damaged in one way; what stands between the words stays as it is."
     _check_rate(rate)

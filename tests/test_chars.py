@@ -62,6 +62,14 @@ def test_kinds_of_labels_survive_saving(tmp_path, labels):
     assert again.predict(TEXTS).tolist() == model.predict(TEXTS).tolist()
 
 
+def test_settings_from_numpy_survive_saving(tmp_path):
+    model = tiny(dim=np.int64(8), lr=np.float32(0.004), random_state=np.int64(3)).fit(TEXTS, LABELS)
+    model.save_pretrained(tmp_path)
+    again = CharClassifier.from_pretrained(tmp_path)
+    assert again.get_params() == model.get_params() and again.random_state == 3
+    assert np.array_equal(again.predict_proba(TEXTS), model.predict_proba(TEXTS))
+
+
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
     check_mixed_files(tiny(), tiny(random_state=1), tmp_path)
 
@@ -202,6 +210,26 @@ def test_windows_are_pieces_of_the_texts():
         found = filter_windows(model, ["water", "lamp"], which=2, n=4)
         assert len(found) == 4 and found == sorted(found, reverse=True)
         assert all(w.strip("·?") in "water lamp" for _, w in found)
+
+
+@pytest.mark.parametrize("unit", ["char", "byte"])
+def test_windows_are_the_highest_of_all_distinct_ones(unit):
+    "Repeated windows, a space beside `_`, bytes that do not decode: counted by their symbols."
+    texts = ["ababababababab", "a a_a a_a", "水灯水灯水", "_ _ _", "", "lamp lamp lamp"]
+    model = tiny(unit, kernel=2).fit(TEXTS + texts * 2, LABELS + ["water"] * 12)
+    data = Sequences(*encode(texts, model.symbols_), np.zeros(6, np.int64), 2)
+    table, values = model.net_.table.detach()[:, 3:4], {}
+    for i, n in enumerate(data.lengths):
+        x = data.batch(np.array([i]))[0]
+        for at, value in enumerate(lookup(x, table, 2)[0, : max(n, 1), 0].tolist()):
+            values[tuple(x[0, at : at + 2].tolist())] = value
+    right = sorted(values.values(), reverse=True)
+    for n in (1, 5, 14, len(right), len(right) + 9):
+        found = filter_windows(model, texts, which=3, n=n)
+        np.testing.assert_allclose([v for v, _ in found], right[:n], rtol=1e-6)
+        assert filter_windows(model, texts[::-1], which=3, n=n) == found
+        assert len(filter_windows(model, texts[:1], which=3, n=n)) == min(n, 3), "ab, ba, b·"
+    assert len({w for _, w in filter_windows(model, texts, 3, 99)}) < len(right), "some look alike"
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

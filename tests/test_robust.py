@@ -81,6 +81,17 @@ def test_a_higher_rate_hits_the_same_words_and_more(kind):
         assert a == word or a == b
 
 
+@pytest.mark.parametrize("kind", list(MIXED))
+def test_the_mixed_kinds_draw_anew_for_each_rate(kind):
+    words = ["lamps", "boxes", "teapot"] * 400
+    texts = [" | ".join(words)] * 2
+    few, many = (damage(texts, kind, r, rng(3)) for r in (0.2, 0.4))
+    hit = [[np.array(words) != np.array(t.split(" | ")) for t in some] for some in (few, many)]
+    assert hit[1][0][hit[0][0]].all(), "nothing was changed before the first text"
+    hit = [second for _, second in hit]
+    assert abs(hit[1][hit[0]].mean() - 0.4) < 4 * (0.24 / hit[0].sum()) ** 0.5
+
+
 def test_kinds_do_what_their_names_say():
     word = "Street"
     made = {k: {edit(word, i, v) for i in places(word) for v in np.linspace(0, 0.99, 50)}
