@@ -163,7 +163,7 @@ def product_intensity(m: int, k: int, n: int, itemsize: int = 4) -> float:
 # %% ../nbs/25_hardware.ipynb #b8c62a44
 @dataclass(frozen=True)
 class Ceilings:
-    "What a machine can do in a second at best, as measured."
+    "What a machine reached in a second, as measured; the fastest run of each kind."
 
     products: float  # flop of float32 matrix products
     half_products: float  # flop of bfloat16 matrix products
@@ -198,7 +198,7 @@ def ceilings(
     threads: int | None = None,  # None: as torch is set
     seconds: float = 0.15,  # for each of the six
 ) -> Ceilings:
-    "Measure what this machine can do at best, in one or two seconds."
+    "Measure what this machine reaches, in one or two seconds."
     where = find_device(device)
     gpu = where.type == "cuda"
     n, d, many = (8192, 4096, 1 << 28) if gpu else (2048, 512, 1 << 25)

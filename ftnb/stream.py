@@ -388,12 +388,6 @@ def _explained(path):
         yield
     except FileNotFoundError:
         raise UserError(f"no file {path}; check the path") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path.name}: a byte that is no {e.encoding}; pass encoding=..., or "
-                        "errors='replace' to read damaged characters as \ufffd") from None
-    except csv.Error as e:
-        raise UserError(f"{path.name}: {e}; a quote inside a quoted field must be doubled, or pass "
-                        "quoted=False") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f"{path.name} is not a whole gzip file: {e}") from None
     except (OSError, LookupError) as e:
@@ -404,47 +398,72 @@ def _binary(path):
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
-def _sample(path):
-    "The first megabyte, up to the end of its last line."
+def _sample(path):  # -> bytes; does the file go on behind them?
+    "The first megabyte and the rest of its last line; characters of two bytes are not cut."
     with _explained(path), _binary(path) as file:
-        raw = file.read(_SAMPLE)
+        raw = file.read(_SAMPLE) + file.readline(_LONGEST)
+        more = bool(file.read(1))
     if not raw.strip():
         raise UserError(f"{path.name} is empty; it needs a header and rows")
-    whole = raw[: raw.rfind(b"\n") + 1] if len(raw) == _SAMPLE else raw
-    return whole or raw
+    return raw[: len(raw) // 2 * 2] if 0 in raw else raw, more  # a zero byte: perhaps UTF-16
+
+
+def _opening(raw, more, encoding):
+    "A sample as text, up to the end of its last line: in UTF-16 that end has two bytes."
+    text = raw.decode(encoding, "replace")
+    return text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text if more else text
 
 # %% ../nbs/17_stream.ipynb #21e3df8c
-def _lines(file, held, name):
-    "Lines of a text file; held[0], set to 0 after each row, bounds how many a row may take."
-    for line in iter(lambda: file.readline(_LONGEST + 1), ""):
-        held[0] += len(line)
-        if held[0] > _LONGEST:
-            raise UserError(f"{name} has a row of more than {_LONGEST:,} characters: is a quote "
-                            "left open? Mend it, or pass quoted=False")
+def _line(file, number, name):
+    "The next line of a text file; UserError with the line of a byte that cannot be decoded."
+    try:
+        return file.readline(_LONGEST + 1)
+    except UnicodeDecodeError as e:  # of a block of bytes: lines may end in it before the fault
+        text = e.object[: e.start].decode(e.encoding, "replace")
+        number += text.count("\n") + text.count("\r") - text.count("\r\n")
+        raise UserError(f"{name}, line {number}: a byte that is no {e.encoding}; pass encoding="
+                        "..., or errors='replace' to read damaged characters as \ufffd") from None
+
+
+def _lines(file, row, name):
+    "Lines of a text file; row holds the characters and the first line of what is not yet a row."
+    for number in itertools.count(1):
+        line = _line(file, number, name)
+        if not line:
+            return
+        row[0] += len(line)
+        if row[0] > _LONGEST:
+            raise UserError(f"{name}, line {row[1]}: a row of more than {_LONGEST:,} characters "
+                            "begins here: is a quote left open? Mend it, or pass quoted=False")
         if "\0" in line:
-            raise UserError(f"{name} holds zero bytes, so it is no text; is it another format?")
+            raise UserError(f"{name}, line {number}: zero bytes, so it is no text; is it another "
+                            "format?")
         yield line
 
-
+# %% ../nbs/17_stream.ipynb #9d4f7119
 def _csv_rows(file, name, delimiter, quoted):  # yields the header, then rows of the same width
     csv.field_size_limit(2**31 - 1)  # the default refuses fields above 128 kB
-    held = [0]
+    held, width = [0, 1], 0
     style = dict(strict=True) if quoted else dict(quoting=csv.QUOTE_NONE)
-    reader, width = csv.reader(_lines(file, held, name), delimiter=delimiter, **style), 0
-    for row in reader:
-        held[0] = 0
-        if row and len(row) != (width or len(row)):
-            raise UserError(f"{name}, line {reader.line_num}: expected {width} fields, got "
-                            f"{len(row)}; a field that holds the separator needs quotes")
-        if row:
-            yield row if width else [column.strip().removeprefix("\ufeff") for column in row]
-            width = len(row)
+    reader = csv.reader(_lines(file, held, name), delimiter=delimiter, **style)
+    try:
+        for row in reader:
+            held[:] = 0, reader.line_num + 1
+            if row and len(row) != (width or len(row)):
+                raise UserError(f"{name}, line {reader.line_num}: expected {width} fields, got "
+                                f"{len(row)}; a field that holds the separator needs quotes")
+            if row:
+                yield row if width else [c.strip().removeprefix("\ufeff") for c in row]
+                width = len(row)
+    except csv.Error as e:
+        raise UserError(f"{name}, the row from line {held[1]}: {e}; a quote inside a quoted field "
+                        "must be doubled, or pass quoted=False") from None
 
 
 def _json_rows(file, name):  # yields one dict a line
-    held = [0]
+    held = [0, 1]
     for number, line in enumerate(_lines(file, held, name), 1):
-        held[0] = 0
+        held[:] = 0, number + 1
         if line.strip("\ufeff \t\r\n"):
             try:
                 row = json.loads(line.removeprefix("\ufeff"))
@@ -512,11 +531,11 @@ def read_chunks(
         raise UserError(f"rows must be a whole number, 1 or more, not {rows!r}")
     if not isinstance(errors, str) or not isinstance(encoding, (str, type(None))):
         raise UserError("encoding and errors must be names, such as 'utf-8' and 'replace'")
-    kind, raw, delimiter = _kind(path), _sample(path), None
+    kind, (raw, more), delimiter = _kind(path), _sample(path), None
     encoding = encoding or detect_encoding(raw)
     with _explained(path):
         codecs.lookup_error(errors)  # an unknown name is told now, not at the first bad byte
-        sample = raw.decode(encoding, "replace")
+        sample = _opening(raw, more, encoding)
         file = io.StringIO(sample, newline="")
         if kind == "json":
             columns = list(dict.fromkeys(key for row in _json_rows(file, path.name) for key in row))

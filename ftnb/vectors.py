@@ -9,6 +9,7 @@ __all__ = ['cosine', 'number_words', 'count_words', 'word_ids', 'without_unknown
            'WordVectorClassifier']
 
 # %% ../nbs/12_vectors.ipynb #84af4805
+import contextlib
 import json
 import math
 import numbers
@@ -154,7 +155,7 @@ def below(state, n):
 def negative_table(
     counts,  # (V,) how often each word occurs; one word or more
     power: float = 0.75,  # 0: all words alike; 1: as in the text
-):  # -> int32 (2**k,): word numbers; 64 slots to a word, on average, or more
+):  # -> int32 (2**k,), k at most 24: word numbers; 64 slots to a word or more, up to 262,144 words
     "Even draws from this table follow counts**power (Mikolov 2013b, sec. 2.2)."
     size = 1 << min(24, max(14, math.ceil(math.log2(64 * len(counts)))))
     share = np.cumsum(np.asarray(counts, float) ** power)
@@ -331,6 +332,10 @@ def _at_least(values: dict, least):
             raise UserError(f"{name} must be {what} of at least {least}, not {value!r}")
 
 
+def _too_rare(n) -> UserError:
+    return UserError(f"no word occurs {n} times: give more text or lower min_count")
+
+
 def _fit_skipgram(model, texts):
     "Train the vectors of a SkipGram on texts and set its attributes."
     names = ("dim", "window", "epochs", "min_count", "threads")
@@ -354,10 +359,6 @@ def _fit_skipgram(model, texts):
     model.index = {word: i for i, word in enumerate(model.words)}
 
 # %% ../nbs/12_vectors.ipynb #751da4e7
-def _too_rare(n) -> UserError:
-    return UserError(f"no word occurs {n} times: give more text or lower min_count")
-
-
 def _seed(random_state) -> int:
     "A seed from what scikit-learn calls a random state: None, an integer or a RandomState."
     try:
@@ -374,19 +375,27 @@ def _write(folder, tensors: dict, about: dict):
 
 
 def _read(folder, kind: str) -> tuple[dict, dict]:  # tensors, about
-    "What `_write` wrote. Raises UserError if it is not there, damaged or of another kind."
-    try:
-        about = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-        tensors = load_file(Path(folder) / "model.safetensors")
-        if about["kind"] != kind:
-            raise UserError(f"{folder} holds a {about['kind']}, not a {kind}")
-        sizes = {about["rows"], len(tensors["vectors"])}
-        if len(sizes) > 1 or len(set(about["words"])) > about["rows"]:
-            raise UserError(f"{folder} is damaged: words and vectors do not match; save it again")
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as e:
-        reason = " ".join(f"{type(e).__name__}: {e}".split())
-        raise UserError(f"cannot read a {kind} from {folder} ({reason}); give a saved one") from e
+    "What `_write` wrote; to be called inside `_reading`."
+    about = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+    tensors = load_file(Path(folder) / "model.safetensors")
+    if about["kind"] != kind:
+        raise UserError(f"{folder} holds a {about['kind']}, not a {kind}")
+    sizes = {about["rows"], len(tensors["vectors"])}
+    if len(sizes) > 1 or len(set(about["words"])) > about["rows"]:
+        raise UserError(f"{folder} is damaged: words and vectors do not match; save it again")
     return tensors, about
+
+
+@contextlib.contextmanager
+def _reading(folder, kind: str):
+    "Raise UserError, in one line, for what is not there, damaged or of another kind."
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as e:
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise UserError(f"cannot read a {kind} from {folder} ({reason}); give a saved one") from e
 
 # %% ../nbs/12_vectors.ipynb #926fbafb
 class SkipGram:
@@ -426,7 +435,7 @@ class SkipGram:
 
     @classmethod
     def from_pretrained(cls, folder):
-        "Read what save_pretrained wrote."
+        "Read what save_pretrained wrote. Raises UserError if it is missing or damaged."
         return _load_skipgram(cls, folder)
 
 # %% ../nbs/12_vectors.ipynb #4c352fce
@@ -458,12 +467,13 @@ def _save_skipgram(model, folder):
 
 
 def _load_skipgram(cls, folder):
-    tensors, about = _read(folder, "SkipGram")
-    model = cls(**about["settings"])
-    model.words = about["words"]
-    model.index = {word: i for i, word in enumerate(model.words)}
-    model.vectors, model.contexts, model.counts = (
-        tensors[name] for name in ("vectors", "contexts", "counts"))
+    with _reading(folder, "SkipGram"):
+        tensors, about = _read(folder, "SkipGram")
+        model = cls(**about["settings"])
+        model.words = about["words"]
+        model.index = {word: i for i, word in enumerate(model.words)}
+        model.vectors, model.contexts, model.counts = (
+            tensors[name] for name in ("vectors", "contexts", "counts"))
     return model
 
 # %% ../nbs/12_vectors.ipynb #72452f88
@@ -663,7 +673,7 @@ def _fit_classifier(model, texts, labels):
     classes, y = np.unique(labels, return_inverse=True)
     joint = isinstance(model.vectors, str) and model.vectors == "joint"
     fitted = (_fit_joint if joint else _fit_linear)(model, texts, y, _seed(model.random_state))
-    model.classes_ = classes
+    model.classes_, model.shares_ = classes, np.bincount(y) / len(y)
     model.words_, model.vectors_, model.weights_, coef, intercept = fitted
     model.coef_ = coef.astype(np.float32, order="C")  # as it is read back: sums round alike
     model.intercept_ = intercept.astype(np.float32)
@@ -677,7 +687,8 @@ def _about(model) -> dict:
     plain = (bool, int, float, str, type(None))  # given vectors and generators are left out
     settings = {k: v for k, v in given.items() if isinstance(v, plain)}
     return {"kind": "WordVectorClassifier", "rows": len(model.vectors_), "settings": settings,
-            "classes": model.classes_.tolist(), "words": model.words_}
+            "classes": model.classes_.tolist(), "shares": model.shares_.tolist(),
+            "words": model.words_}
 
 
 def _save_classifier(model, folder):
@@ -686,13 +697,16 @@ def _save_classifier(model, folder):
 
 
 def _load_classifier(cls, folder):
-    tensors, about = _read(folder, "WordVectorClassifier")
-    model = cls(**about["settings"])
-    for name in _ARRAYS:
-        setattr(model, f"{name}_", tensors[name])
-    model.classes_, model.words_ = np.asarray(about["classes"]), about["words"]
-    model.n_parameters_ = sum(tensors[name].size for name in _ARRAYS)
-    model.size_bytes_ = _size_bytes(model)
+    with _reading(folder, "WordVectorClassifier"):
+        tensors, about = _read(folder, "WordVectorClassifier")
+        model = cls(**about["settings"])
+        for name in _ARRAYS:
+            setattr(model, f"{name}_", tensors[name])
+        model.classes_, model.words_ = np.asarray(about["classes"]), about["words"]
+        bias = np.exp(model.intercept_ - model.intercept_.max(), dtype=np.float64)
+        model.shares_ = np.asarray(about.get("shares", bias / bias.sum()))  # none in an old folder
+        model.n_parameters_ = sum(tensors[name].size for name in _ARRAYS)
+        model.size_bytes_ = _size_bytes(model)
     return model
 
 
@@ -702,12 +716,14 @@ def _size_bytes(model) -> int:
 
 # %% ../nbs/12_vectors.ipynb #7de6e804
 def _scores(model, texts):  # -> (n, classes) float64
-    "Linear scores of texts; the logarithm of the odds, up to a shift."
+    "Linear scores, log odds up to a shift; without a known word, those of the class shares."
     check_is_fitted(model)
     found = word_ids(check_texts(texts), model.words_)
     bag = with_bigrams(*found, len(model.words_), len(model.vectors_) - len(model.words_))
     vectors = text_vectors(*bag, model.vectors_, model.weights_)
-    return (vectors @ model.coef_.T + model.intercept_).astype(np.float64)
+    scores = (vectors @ model.coef_.T + model.intercept_).astype(np.float64)
+    scores[np.diff(bag[1]) == 0] = np.log(model.shares_)
+    return scores
 
 
 def _softmax(scores):
@@ -724,7 +740,7 @@ class _SavedClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def from_pretrained(cls, folder):
-        "Read what save_pretrained wrote."
+        "Read what save_pretrained wrote. Raises UserError if it is missing or damaged."
         return _load_classifier(cls, folder)
 
     def __sklearn_tags__(self):

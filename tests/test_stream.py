@@ -302,11 +302,49 @@ def test_no_row_is_split_or_lost_beyond_the_sample(tmp_path, monkeypatch):
             assert rows_of(path, rows=n) == rows
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8",
+                                      "gb18030"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_sample_is_not_cut_inside_a_line_end(encoding, end, tmp_path, monkeypatch):
+    "Wherever the sample ends: in UTF-16 a line end has two bytes, and 上 holds the byte of one."
+    rows = [("上海 in the rain " * 3 + str(i), str(i % 3)) for i in range(99)]
+    lines = [json.dumps({"text": t, "label": c}, ensure_ascii=False) + end for t, c in rows]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("".join(lines).encode(encoding))
+    for sample in range(400, 420):
+        monkeypatch.setattr(stream, "_SAMPLE", sample)
+        assert rows_of(path) == rows
+
+
+def test_a_faultless_file_of_utf_16_above_a_megabyte(tmp_path):
+    row = json.dumps({"text": "水泵 leaks", "label": "water"}, ensure_ascii=False) + "\n"
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((row * 20_000).encode("utf-16"))
+    assert path.stat().st_size > stream._SAMPLE
+    assert rows_of(path) == [("水泵 leaks", "water")] * 20_000
+    first = json.dumps({"text": "x" * 2**21, "label": "water"}) + "\n"  # no line end in the sample
+    path.write_bytes((first + row).encode())
+    assert [len(text) for text, _ in rows_of(path)] == [2**21, 8]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "gb18030"])
+@pytest.mark.parametrize("before", [0, 1, 500, 5000])
+def test_a_damaged_byte_is_told_with_its_line(encoding, before, tmp_path):
+    bad = {"utf-8": b"\xff", "gb18030": b"\xff"}.get(encoding, "\udc00".encode(
+        "utf-16-be" if encoding == "utf-16-be" else "utf-16-le", "surrogatepass"))
+    good = "label,text\n" + '1,"two\nlines 水"\n' * before
+    path = tmp_path / "rows.csv"
+    path.write_bytes(good.encode(encoding) + "2,".encode(encoding)[-4:] + bad)
+    with pytest.raises(UserError, match=f"line {2 + 2 * before}: a byte"):
+        rows_of(path, encoding=encoding)
+
+
 BROKEN = {
     "wide row": ("rows.csv", b"label,text\n1,a\n2,b,c\n", "line 3: expected 2 fields, got 3"),
-    "open quote": ("rows.csv", b'label,text\n1,"a\n2,b\n', "doubled"),
-    "zero bytes": ("rows.csv", b"label,text\n1,a\x00b\n", "zero bytes"),
-    "late byte": ("rows.csv", b"label,text\n" + b"1,a\n" * 2**19 + b"2,\xe9\n", "errors='replace'"),
+    "open quote": ("rows.csv", b'label,text\n1,"a\n2,b\n', "the row from line 2: .*doubled"),
+    "zero bytes": ("rows.csv", b"label,text\n1,a\x00b\n", "line 2: zero bytes"),
+    "late byte": ("rows.csv", b"label,text\n" + b"1,a\n" * 2**19 + b"2,\xe9\n",
+                  "line 524290: .*errors='replace'"),
     "no column": ("rows.csv", b"a,b\n1,2\n", "which column"),
     "empty": ("rows.csv", b" \n", "empty"),
     "not JSON": ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', "line 2"),
@@ -348,8 +386,8 @@ def test_damage_is_replaced_only_on_request(tmp_path):
 def test_an_open_quote_does_not_swallow_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "_LONGEST", 10_000)
     path = tmp_path / "rows.csv"
-    path.write_bytes(b'label,text\n1,"' + b"2,b\n" * 99_999)
-    with pytest.raises(UserError, match="quote"):
+    path.write_bytes(b'label,text\n1,a\n1,"' + b"2,b\n" * 99_999)
+    with pytest.raises(UserError, match="line 3: .*quote"):
         next(read_chunks(path))
     path.write_bytes(b"label,text\n1," + b"x" * 99_999)  # one line without an end
     with pytest.raises(UserError, match="10,000 characters"):

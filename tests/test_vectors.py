@@ -239,7 +239,10 @@ def test_texts_without_known_words_still_get_probabilities(way):
     model = WAYS[way]().fit(TEXTS, LABELS)
     proba = model.predict_proba(["", "unseen words only", "?!"])
     np.testing.assert_array_equal(proba[0], proba[1])
-    assert np.allclose(proba.sum(axis=1), 1) and (proba > 0.01).all()
+    np.testing.assert_allclose(proba, np.full((3, 3), 1 / 3), err_msg="the shares of the classes")
+    more = WAYS[way]().fit([*TEXTS, *TEXTS[:5]], [*LABELS, *LABELS[:5]])  # "plus" twice
+    shares = [LABELS.count(c) + 5 * (c == "plus") for c in more.classes_]
+    np.testing.assert_allclose(more.predict_proba([""])[0], np.array(shares) / 20)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -289,14 +292,38 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError):
         SkipGram.from_pretrained(tmp_path)  # of another kind
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
-    for broken in ({**config, "rows": 3}, {"words": []}, []):
+    no_settings = {k: v for k, v in config.items() if k != "settings"}
+    unknown = {**config, "settings": {"no_such": 1}}
+    broken_ones = ({**config, "rows": 3}, {"words": []}, [], no_settings, unknown,
+                   {**config, "settings": None}, {**no_settings, "settings": []})
+    for broken in broken_ones:
         (tmp_path / "config.json").write_text(json.dumps(broken), "utf-8")
         refused()
-    (tmp_path / "config.json").write_text("{", "utf-8")
-    refused()
+    for content in (b"{", b"\xff\xfe", b"", b"\xe9"):
+        (tmp_path / "config.json").write_bytes(content)
+        refused()
+    old = {k: v for k, v in config.items() if k != "shares"}  # of an earlier version
+    (tmp_path / "config.json").write_text(json.dumps(old), "utf-8")
+    again = WordVectorClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), model.predict_proba(TEXTS))
+    assert np.isclose(again.predict_proba([""]).sum(), 1)
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 40)
     refused()
+
+
+def test_damaged_skipgrams_are_refused_in_one_line(tmp_path):
+    given = SkipGram(dim=3, min_count=1, epochs=1, random_state=0).fit(TEXTS)
+    given.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    no_settings = {k: v for k, v in config.items() if k != "settings"}
+    contents = [json.dumps(no_settings).encode(), b"\xff\xfe", b"{", b"[]",
+                json.dumps({**config, "settings": {"no_such": 1}}).encode()]
+    for content in contents:
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match="cannot read a SkipGram") as caught:
+            SkipGram.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_joint_stops_by_held_out_texts_and_gives_the_same_twice():
