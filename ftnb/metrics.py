@@ -86,7 +86,7 @@ def confusion(
         if not 0 <= label < n_classes:
             raise UserError(f"unknown label {label}; with n_classes={n_classes} the last is "
                             f"{n_classes - 1}")
-    cells = y.astype(np.int64) * n_classes + p
+    cells = y.astype(np.int64) * n_classes + p.astype(np.int64)
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/03_metrics.ipynb #43995e70
@@ -329,14 +329,12 @@ def combined_interval(
     centre: float,
     items: tuple,  # (low, high) over test items
     over_seeds: tuple,  # (low, high) over seeds
-    bounds: tuple = (0.0, 1.0),  # ends of the scale
+    bounds: tuple = (0.0, 1.0),  # ends of the scale; for a difference give (-1, 1)
 ) -> tuple[float, float]:
     "Both kinds of chance in one interval: independent, so the squares of the half-widths add."
     low = centre - math.hypot(centre - items[0], centre - over_seeds[0])
     high = centre + math.hypot(items[1] - centre, over_seeds[1] - centre)
     return max(bounds[0], low), min(bounds[1], high)
-
-
 
 # %% ../nbs/03_metrics.ipynb #56045f6a
 def holm(

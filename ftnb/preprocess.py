@@ -181,11 +181,12 @@ def stop_words(language: str) -> frozenset:  # en: scikit-learn's; zh: short, of
 def remove_stop_words(
     text: str, language: str = "en", keep=frozenset(),  # words to keep all the same
 ) -> str:
-    "Leave out the words of the stop list; in Chinese, jieba's words."
+    "Leave out the words of the stop list (in Chinese, jieba's), and in English the extra blanks."
     text, stop = _text(text), stop_words(language) - keep
     if language == "zh":
         return "".join(word for word in jieba_words(text) if word not in stop)
-    return _word.sub(lambda m: "" if m[0].lower() in stop else m[0], text)
+    left = _word.sub(lambda m: "" if m[0].lower() in stop else m[0], text)
+    return " ".join(left.split())
 
 
 def keep_negation(text: str, language: str = "en") -> str:

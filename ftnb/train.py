@@ -688,11 +688,14 @@ def _place(run, kept: dict):
 def _check(s: dict, lengths, validate):
     "Raise UserError, in one line, for settings that cannot work."
     small = [k for k in ("rows", "epochs", "batch_size", "accumulate") if s[k] < 1]
+    small += [k for k in ("patience", "checkpoint_every") if s[k] is not None and s[k] < 1]
     rules = {
         f"{', '.join(small)} must be at least 1": not small,
         f"no optimizer {s['optimizer']!r}; choose from {OPTIMIZERS}": s["optimizer"] in OPTIMIZERS,
         f"no schedule {s['schedule']!r}; choose from {SCHEDULES}": s["schedule"] in SCHEDULES,
-        f"lr must be positive, not {s['lr']}": s["lr"] > 0,
+        f"lr must be a positive number, not {s['lr']}": 0 < s["lr"] < math.inf,
+        f"weight_decay is 0 or more, not {s['weight_decay']}": 0 <= s["weight_decay"] < math.inf,
+        f"seed must be 0 or more, not {s['seed']}": s["seed"] >= 0,
         f"clip must be None or positive, not {s['clip']}": s["clip"] is None or s["clip"] > 0,
         f"warmup is a share from 0 to 1, not {s['warmup']}": 0 <= s["warmup"] <= 1,
         f"autocast is None, 'bf16' or 'fp16', not {s['autocast']!r}": s["autocast"] in AUTOCAST,
@@ -721,7 +724,7 @@ def fit(
     lengths=None,  # one number for each row: batches of like length
     seed: int = 0,  # of the order of rows and of dropout
     validate=None,  # validate(model) -> dict with "score" or "loss", after each epoch
-    patience: int | None = None,  # epochs without improvement; then the best weights come back
+    patience: int | None = None,  # stop after so many epochs without gain; the best weights return
     checkpoint: str | Path | None = None,  # folder
     checkpoint_every: int | None = None,  # steps; a checkpoint ends each epoch in any case
     resume: bool = True,  # go on from the folder's checkpoint, if it has one
@@ -733,7 +736,7 @@ def fit(
 ) -> History:
     "Train a model, in every process of torch's group; resumable. Raises UserError, TrainingError."
     kept = {k: v for k, v in locals().items() if k in _KEPT} | {"rows": len(dataset)}
-    _check(kept, lengths, validate)
+    _check(kept | {"checkpoint_every": checkpoint_every}, lengths, validate)
     where, folder = find_device(str(device)), None if checkpoint is None else Path(checkpoint)
     run = _Run(model, dataset, loss, where, _plain(kept), lengths, folder, checkpoint_every)
     _place(run, kept)

@@ -90,6 +90,8 @@ def test_equal_to_scikit_learn(k):
             np.testing.assert_allclose(metrics.precision_recall_f1(y, p, average), want[:3])
         want = peer.confusion_matrix(y, p, labels=range(k))
         assert metrics.confusion(y, p, k).tolist() == want.tolist()
+        unsigned = (labels.astype(np.uint64) for labels in (y, p))
+        assert metrics.confusion(*unsigned, k).tolist() == want.tolist()
         for dtype in (np.float32, np.float64):
             proba = rng.dirichlet(np.full(k, 0.2), n).astype(dtype)
             want = peer.log_loss(y, proba, labels=range(k)) if k > 1 else 0

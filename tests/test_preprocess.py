@@ -95,6 +95,7 @@ def test_stop_words():
     assert pp.NEGATIONS["en"] <= pp.stop_words("en") and pp.NEGATIONS["zh"] <= pp.stop_words("zh")
     assert pp.remove_stop_words("Not the end, NEVER knot").split() == ["end,", "knot"]
     assert pp.keep_negation("Not the end").split() == ["Not", "end"]
+    assert pp.remove_stop_words("A pump was never  good.\n") == "pump good.", "no blanks tell of it"
     assert pp.keep_negation("我没有打电话", "zh") == "没有打电话"
     assert pp.remove_stop_words("我没有打电话", "zh") == "打电话"
 

@@ -338,6 +338,8 @@ def test_an_infinite_gradient_stops_before_the_update(tmp_path):
     {"optimizer": "adamv"}, {"schedule": "sine"}, {"warmup": 2}, {"clip": 0}, {"autocast": "fp8"},
     {"lengths": [1, 2]}, {"patience": 2, "validate": None}, {"device": "abacus"},
     {"optimizer": "sparse_adam"}, {"validate": lambda m: {"accuracy": 1}},
+    {"patience": 0, "validate": lambda m: {"loss": 1}}, {"every": 0}, {"seed": -1},
+    {"weight_decay": -0.1}, {"weight_decay": float("nan")}, {"lr": float("inf")},
 ])  # fmt: skip
 def test_settings_that_cannot_work(bad):
     with pytest.raises(UserError) as e:
