@@ -141,10 +141,10 @@ def float_bits(
 
 # %% ../nbs/08_dtypes.ipynb #c1a6df55
 def spacing(
-    x: float,  # a number in the range of the format
+    x: float,  # a number in the range of the format, rounded to the format first
     name: str = "float32",  # a key of FORMATS
 ) -> float:  # NaN where x is infinite or NaN in that format
-    "Distance from a number, rounded to the format, to the next larger magnitude."
+    "Distance to the next larger magnitude; the largest number has the step below it."
     form, x = float_format(name), float_value(float_bits(x, name), name)
     if not math.isfinite(x):
         return math.nan
@@ -194,7 +194,7 @@ def _wholes(values, what, least=None):
 
 
 def row_major_strides(
-    shape: tuple,  # lengths of the axes, 0 or more
+    shape: tuple,  # lengths of the axes; with a 0 there is no element, and libraries differ
     itemsize: int,  # bytes of an element, 1 or more
 ) -> tuple:  # bytes to the next element along each axis
     "The strides of a freshly made array: the last axis lies densest."

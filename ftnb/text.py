@@ -224,10 +224,10 @@ def _rewrite(texts, rate, rng, change):
 # %% ../nbs/10_text.ipynb #0c83d8ec
 def typos(
     texts,  # list of strings
-    rate: float,  # probability that a word is hit, 0 to 1
+    rate: float,  # probability that a word is hit, 0 to 1; a swap of Han takes up the next word too
     rng,  # numpy Generator
 ) -> list[str]:
-    "Mistype words: swap, drop, double, hit a neighbouring key; Han and kana: a wrong character."
+    "Mistype: swap, drop, double, hit a neighbouring key; Han and kana: swap, drop, a wrong one."
     alone = sorted({ch for text in texts for ch in text if _is_alone(ch)})
 
     def change(word, behind):
@@ -265,7 +265,7 @@ def nonce_words(
     rate: float,  # probability that a word is replaced, 0 to 1
     rng,  # numpy Generator
 ) -> list[str]:
-    "Replace words by made-up ones that occur nowhere in the texts; case of the first letter kept."
+    "Replace words by made-up ones that the texts lack (a few are English); first case is kept."
     taken = {word for text in texts for word in tokenize(text)}
     rare = [chr(c) for c in range(0x3400, 0x4DB6) if chr(c) not in taken]
 

@@ -236,11 +236,11 @@ def fold(
     text: str,
     turkish: bool = False,  # I belongs to ı and İ to i, as in Turkish and Azerbaijani
 ) -> str:
-    "Case folding between two normalisations (NFC): texts that differ only in case become equal."
+    "Case folding between NFD and NFC: texts equal but for case become equal; only ı stays apart."
     text = unicodedata.normalize("NFC", _is(str, text, "a text is"))
     if turkish:
         text = text.replace("I", "ı").replace("İ", "i")
-    return unicodedata.normalize("NFC", text.casefold())
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 # %% ../nbs/09_unicode.ipynb #38ecf4e6
 def byte_roles(
@@ -275,7 +275,7 @@ def describe_text(
     for cluster in graphemes(text[:limit]):
         for k, c in enumerate(cluster):
             name = unicodedata.name(c, "(no name)")
-            cell = html.escape(cluster) if k == 0 else ""
+            cell = html.escape(cluster).encode("utf-8", "replace").decode() if k == 0 else ""
             raw = c.encode("utf-8", "surrogatepass")
             rows.append(f"<tr><td>{cell}</td><td>U+{ord(c):04X}</td><td>{name}</td>"
                         f"<td>{_coloured(raw)}</td></tr>")

@@ -71,7 +71,8 @@ def test_patterns_are_in_the_order_of_the_numbers(name):
     assert values == sorted(set(values))
     steps = [dtypes.spacing(v, name) for v in values[:-1]]
     gaps = np.diff(values[:-1])
-    assert (np.array(steps[:-1]) == gaps).all() and math.isnan(dtypes.spacing(math.inf, name))
+    assert (np.array(steps[:-1]) == gaps).all() and steps[-1] == gaps[-1]
+    assert math.isnan(dtypes.spacing(math.inf, name))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 7, 8, 31, 64, 100])
