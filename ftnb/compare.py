@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['DAMAGE', 'COLOURS', 'MARKERS', 'STYLE', 'MACROS', 'SECTION', 'PAGE', 'CAPTIONS', 'DEFAULTS', 'LEAST', 'mean_f1',
-           'with_interval', 'make_row', 'paired_scores', 'tested', 'about', 'summarise', 'mistakes', 'shorten',
-           'crossing', 'rule_best', 'price', 'rule_cheapest', 'rule_fast', 'rule_few_labels', 'with_damage',
-           'rule_robust', 'rule_warnings', 'recommend', 'percent', 'points', 'seconds', 'plot_curves', 'plot_cost',
-           'plot_robustness', 'save_figure', 'render_table', 'quality_table', 'train_rows', 'curve_table', 'cost_table',
-           'short', 'robust_table', 'mistake_table', 'section', 'render_page', 'conditions_line', 'reading_limits',
-           'method_lines', 'compare', 'check_settings', 'check_caps', 'needed_bytes', 'report_on', 'write_report',
-           'as_csv']
+           'with_interval', 'make_row', 'paired_scores', 'tested', 'about', 'measured_on', 'on_fewer', 'summarise',
+           'mistakes', 'shorten', 'crossing', 'rule_best', 'price', 'rule_cheapest', 'rule_fast', 'rule_few_labels',
+           'with_damage', 'rule_robust', 'rule_warnings', 'recommend', 'percent', 'points', 'seconds', 'plot_curves',
+           'plot_cost', 'plot_robustness', 'save_figure', 'render_table', 'quality_table', 'train_rows',
+           'failure_lines', 'curve_table', 'cost_table', 'short', 'robust_table', 'mistake_table', 'section',
+           'render_page', 'conditions_line', 'reading_limits', 'method_lines', 'compare', 'check_settings',
+           'check_caps', 'needed_bytes', 'report_on', 'write_report', 'as_csv']
 
 # %% ../nbs/39_compare.ipynb #30498191
 import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from ftnb.metrics import (
     bootstrap_interval, combined_interval, holm, mcnemar, paired_bootstrap, seed_interval
 )
 from ftnb.study import (
-    CAPS, FAMILIES, check_families, family_settings, only_one, open_corpus, plan, prepare,
-    read_result, resolve_sizes, run_chains, slug,
+    CAPS, FAMILIES, check_families, distinct_names, family_settings, only_one, open_corpus, plan,
+    prepare, read_result, resolve_sizes, run_chains, slugs,
 )
 
 # %% ../nbs/39_compare.ipynb #4acacb82
@@ -150,7 +151,19 @@ def about(corpus, material: dict) -> dict:
         "robust_rows": min(material["robust"], len(y)),
     }
 
-# %% ../nbs/39_compare.ipynb #b3292e18
+
+def measured_on(results: list[dict]) -> list[dict]:  # of processor, device and threads
+    "Where the seconds were measured, each place once."
+    names = ("processor", "device", "threads")
+    places = sorted({tuple(r[k] for k in names) for r in results})
+    return [dict(zip(names, place, strict=True)) for place in places]
+
+
+def on_fewer(found: dict) -> bool:
+    "Whether some family has fewer rows than were asked for: by its cap, or since it failed."
+    return any(r["capped"] or r["unfinished"] for r in found["largest"])
+
+# %% ../nbs/39_compare.ipynb #108f5ac0
 def summarise(
     material: dict,  # from `prepare`
     corpus,  # the data.Corpus it came from
@@ -158,6 +171,7 @@ def summarise(
     failures: list[dict],  # family, n_train, seed, reason
     n: int,  # resamples
     largest_size: int,  # the largest training size that was asked for
+    caps: dict | None = None,  # family -> most rows
 ) -> dict:
     "Everything the report says about one corpus, as plain values."
     y = np.array(material["test_labels"])
@@ -167,11 +181,14 @@ def summarise(
     rows = {key: make_row(groups[key], y, n) for key in sorted(groups)}
     sizes = {f: [m for g, m in rows if g == f] for f, _ in rows}
     for (family, size), row in rows.items():
-        row["capped"] = size == max(sizes[family]) < largest_size
+        goal = min(largest_size, (caps or {}).get(family) or largest_size)
+        last = size == max(sizes[family])
+        row |= {"capped": last and size == goal < largest_size, "unfinished": last and size < goal}
     common = set.intersection(*map(set, sizes.values())) if sizes else set()
     equal = {f: max(common) for f in sizes} if common else {}
     largest = {f: max(s) for f, s in sizes.items()}
     found = about(corpus, material) | {"failures": failures, "curves": list(rows.values())}
+    found["measured_on"] = measured_on(results)
     found["n_equal"] = max(common, default=None)
     found["equal"] = _tested_group(equal, rows, groups, y, n)
     found["largest"] = _tested_group(largest, rows, groups, y, n)
@@ -193,8 +210,9 @@ def mistakes(
     material: dict,
     corpus,
     n: int = 20,  # how many to return
-) -> list[dict]:  # most suspicious first
-    "Test texts that the best family gets wrong under every seed, by agreement, then by confidence."
+) -> list[dict]:  # those most agreed on first
+    """Texts to which every seed of the best family gives the same wrong class, those with the most
+    families agreeing first, then those with the highest mean probability."""
     if not rows:
         return []
     y = np.array(material["test_labels"])
@@ -224,6 +242,8 @@ def shorten(text: str, most: int = 240) -> str:
     flat = " ".join(text[: 4 * most].split())
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 
+
+
 # %% ../nbs/39_compare.ipynb #80d17dff
 def crossing(
     sizes: list[int],  # rising training sizes
@@ -240,11 +260,11 @@ def crossing(
 
 
 def rule_best(found: dict) -> str:
-    "The highest mean accuracy, and the same on equal terms if a family was capped."
+    "The highest mean accuracy, and the same on equal terms if a family has fewer rows."
     best = found["largest"][0]
     said = f"**Most accurate:** {best['title']}, {percent(best['accuracy'])} "
     said += f"with {best['n_train']:,} rows."
-    if any(r["capped"] for r in found["largest"]) and found["equal"]:
+    if on_fewer(found) and found["equal"]:
         equal = found["equal"][0]
         said += (
             f" On equal terms, with {found['n_equal']:,} rows for every family, it is "
@@ -337,8 +357,8 @@ def rule_warnings(found: dict) -> list[str]:
         if (row["unknown_share"] or 0) > 0.05:
             said.append(
                 f"**Unknown to the model:** {row['title']} reads {row['unknown_share']:.0%} of the "
-                "pieces of these texts as unknown. Its vocabulary is English; for Chinese take a "
-                "checkpoint made for it."
+                "pieces of its training texts (first seed) as unknown. Its vocabulary is English; "
+                "for Chinese take a checkpoint made for it."
             )
     if found["largest"] and found["largest"][0]["accuracy"]["low"] <= found["chance"]:
         said.append(
@@ -590,16 +610,14 @@ def quality_table(rows: list[dict], title: str) -> dict:
             ahead = [points(test), *(f"{p:.3f}" for p in p_values)]
         good = [_bare(r["accuracy"]), _bare(r["macro_f1"])]
         cells.append([r["title"], train_rows(r), *good, *ahead, f"{r['calibration_error']:.3f}"])
-    caption = (
-        f"{title} {_counts(rows)} Intervals combine test items and seeds. p-values are "
-        "Holm-corrected."
-    )
+    caption = f"{title} {_counts(rows)} {_chances(rows)} p-values are Holm-corrected."
     return {"head": head, "rows": cells, "caption": caption, "best": True}
 
 # %% ../nbs/39_compare.ipynb #04729ed7
 def train_rows(row: dict) -> str:
-    "Training rows in words; says so if the family was capped."
-    return f"{row['n_train']:,} (capped for time)" if row["capped"] else f"{row['n_train']:,}"
+    "Training rows in words; says why there are not more."
+    why = " (capped for time)" if row["capped"] else ""
+    return f"{row['n_train']:,}" + (" (larger size not finished)" if row["unfinished"] else why)
 
 
 def _bare(interval: dict) -> str:
@@ -607,7 +625,33 @@ def _bare(interval: dict) -> str:
 
 
 def _counts(rows: list[dict]) -> str:
-    return f"{rows[0]['n_test']:,} test texts, {rows[0]['seeds']} seeds." if rows else ""
+    if not rows:
+        return ""
+    fewest, most = min(r["seeds"] for r in rows), max(r["seeds"] for r in rows)
+    seeds = _seeds(most) if fewest == most else f"{fewest} to {_seeds(most)}"
+    return f"{rows[0]['n_test']:,} test texts, {seeds}."
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" + "s" * (n != 1)
+
+
+def _chances(rows: list[dict]) -> str:
+    "Which kinds of chance the intervals hold."
+    seeds = {r["seeds"] for r in rows}
+    if seeds == {1}:
+        return "With one seed the intervals hold the chance of the test texts only."
+    alone = "; those of a single seed, test items only" if 1 in seeds else ""
+    return f"Intervals combine test items and seeds{alone}."
+
+# %% ../nbs/39_compare.ipynb #f95f09e4
+def failure_lines(failures: list[dict]) -> list[str]:
+    "One sentence for each family, size and reason, with the number of seeds."
+    seeds = Counter((f["family"], f["n_train"], f["reason"]) for f in failures)
+    return [
+        f"{FAMILIES[family]['title']} with {rows:,} rows, {_seeds(n)}: {reason}"
+        for (family, rows, reason), n in seeds.items()
+    ]
 
 
 def curve_table(found: dict) -> dict:
@@ -615,9 +659,12 @@ def curve_table(found: dict) -> dict:
     sizes = sorted({r["n_train"] for r in found["curves"]})
     by = {(r["family"], r["n_train"]): _bare(r["accuracy"]) for r in found["curves"]}
     names = [f for f in FAMILIES if any(f == g for g, _ in by)]
-    cells = [[FAMILIES[f]["title"]] + [by.get((f, s), "not run") for s in sizes] for f in names]
+    failed = {(f["family"], f["n_train"]): "not finished" for f in found["failures"]}
+    by = dict.fromkeys([(f, s) for f in names for s in sizes], "not run") | failed | by
+    cells = [[FAMILIES[f]["title"]] + [by[f, s] for s in sizes] for f in names]
     caption = (
-        f"Accuracy in % with combined 95 % intervals, by training rows. {_counts(found['curves'])}"
+        "Accuracy in % with 95 % intervals, by training rows. "
+        f"{_counts(found['curves'])} {_chances(found['curves'])}"
     )
     return {"head": ["family"] + [f"{s:,} rows" for s in sizes], "rows": cells, "caption": caption}
 
@@ -650,15 +697,16 @@ def cost_table(found: dict, conditions: str) -> dict:
         for r in sorted(found["largest"], key=price)
     ]
     caption = (
-        f"Median over seeds, {conditions} Peak memory counts from an idle Python process with the "
-        "texts loaded, libraries of the family included. Start: imports, compiling, loading "
-        "weights."
+        "Seconds: median over seeds. Memory, parameters and bytes: the largest of the seeds. "
+        f"{conditions} Peak memory counts from an idle Python process with the texts loaded, "
+        "libraries of the family included. Start: imports, compiling, loading weights, and a "
+        "training on at most eight rows."
     )
     return {"head": head, "rows": cells, "caption": caption}
 
 
 def short(value: float) -> str:
-    "Three significant digits without an exponent."
+    "Three significant digits; from 100 on, all digits of the whole number."
     return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.3g}')}"
 
 # %% ../nbs/39_compare.ipynb #51498e5e
@@ -686,30 +734,24 @@ def mistake_table(found: dict) -> dict:
         for m in found["mistakes"]
     ]
     caption = (
-        "Wrong under every seed of the best family: hard texts, or wrong labels. Most suspicious "
-        "first."
+        "Every seed of the best family gives the same wrong class: hard texts, or wrong labels. "
+        "Those with the most families agreeing first. Confidence: mean probability over the seeds."
     )
     return {"head": head, "rows": cells, "caption": caption, "words": True}
 
 # %% ../nbs/39_compare.ipynb #a0e4722a
 def section(found: dict, svgs: dict, conditions: str) -> dict:
-    "One corpus for the template."
+    "One corpus for the template, without the `id` of its heading."
     facts = (
         f"{found['n_train']:,} training rows, {found['n_test']:,} test texts, "
         f"{found['n_classes']:,} classes, language {found['language']}, licence: "
         f"{found['licence']}. Always answering the commonest class gives {found['chance']:.1%}."
     )
-    failures = [
-        f"{FAMILIES[f['family']]['title']} with {f['n_train']:,} rows: {f['reason']}"
-        for f in found["failures"]
-        if f["seed"] == 0 or len(found["failures"]) < 5
-    ]
     one = {
-        "id": slug(found["name"]),
         "name": found["name"],
         "facts": facts,
         "notes": found["notes"],
-        "failures": failures,
+        "failures": failure_lines(found["failures"]),
         "advice": [dict(zip(("bold", "rest"), _bold(s), strict=True)) for s in recommend(found)],
     }
     return one | {"parts": _parts(found, svgs, conditions) if found["largest"] else []}
@@ -723,7 +765,7 @@ def _bold(sentence: str) -> tuple[str, str]:
 def _parts(found: dict, svgs: dict, conditions: str) -> list[dict]:
     figure = {k: {"svg": v, "title": CAPTIONS[k]} for k, v in svgs.items()}
     tables = [quality_table(found["largest"], "Each family with the most rows it could have.")]
-    if any(r["capped"] for r in found["largest"]) and found["equal"]:
+    if on_fewer(found) and found["equal"]:
         tables.append(
             quality_table(
                 found["equal"], f"Equal terms: {found['n_equal']:,} rows for every family."
@@ -747,8 +789,7 @@ def _parts(found: dict, svgs: dict, conditions: str) -> list[dict]:
 
 
 CAPTIONS = {
-    "curves": "Test accuracy over training rows. Bars: 95 % interval from test items and seeds "
-    "together.",
+    "curves": "Test accuracy over training rows. Bars: the 95 % intervals of the table below.",
     "cost": "Test accuracy over time. Up and to the left is better.",
     "robustness": "Accuracy on damaged texts. The first bar of a group is the text as it is.",
 }
@@ -767,21 +808,29 @@ def render_page(study: dict, figures: dict) -> str:  # figures: corpus number ->
             style=STYLE,
             conditions=conditions_line(study),
             corpora=[
-                section(f, figures[i], conditions_line(study))
-                for i, f in enumerate(study["corpora"])
+                section(f, figures[i], conditions_line(study)) | {"id": name}
+                for i, (f, name) in enumerate(zip(study["corpora"], _stems(study), strict=True))
             ],
             method=method_lines(study),
         )
     )
 
 
+def _stems(study: dict) -> list[str]:
+    "For each corpus a name of its own for headings and files."
+    return slugs([found["name"] for found in study["corpora"]])
+
+
 def conditions_line(study: dict) -> str:
-    "On what the seconds were measured."
-    here, s = study["environment"], study["settings"]
+    "On what the seconds were measured, as the results tell it."
+    here, there = study["environment"], [m for f in study["corpora"] for m in f["measured_on"]]
+    places = ["{processor}, {device}, {threads} thread(s) in each".format(**m) for m in there]
+    places = list(dict.fromkeys(places)) or ["nothing, as no training finished"]
+    care = " More than one: compare seconds within a place." if len(places) > 1 else ""
     return (
-        f"{s['threads']} thread(s) for each of {s['workers']} process(es) side by side; "
-        f"{here['processor']}, {here['cores']} cores, {here['device']}; Python "
-        f"{here['versions']['python']}, ftnb {here['versions']['ftnb']}."
+        f"{study['settings']['workers']} process(es) side by side on {here['cores']} cores; "
+        f"measured on {'; and on '.join(places)}.{care} Python {here['versions']['python']}, "
+        f"ftnb {here['versions']['ftnb']}."
     )
 
 # %% ../nbs/39_compare.ipynb #468e111f
@@ -804,8 +853,10 @@ def method_lines(study: dict) -> list[str]:
         f"Seeds: {s['seeds']}. A seed decides the order of the rows and every draw of the "
         "estimator. Where a family takes all rows and draws nothing, its seeds agree and their "
         "interval has no width.",
-        f"Intervals: bootstrap over test items ({s['resamples']:,} resamples), Student's t over "
-        "seeds; combined by adding the squares of the half-widths. results.json has all three.",
+        f"Intervals: bootstrap over test items ({s['resamples']:,} resamples)"
+        + (", Student's t over seeds; combined by adding the squares of the half-widths, which is "
+           "a rule of thumb. results.json has all three." if s["seeds"] > 1
+           else ". One seed tells nothing of the chance in training: it is not in them."),
         "Tests against the best: paired bootstrap on the mean over seeds, McNemar on the first "
         "seed; Holm-corrected.",
         "The settings were fixed before; the test set chose none. That the best of several is "
@@ -814,7 +865,7 @@ def method_lines(study: dict) -> list[str]:
         "with other reports.",
         *reading_limits(s),
         "Rules of the recommendation: level means a corrected p of 0.05 or more; fast means 10 ms "
-        "for one text; rough text is reported from a loss of 5 points.",
+        "for one text; rough text is reported if more than 5 points are lost.",
     ]
 
 # %% ../nbs/39_compare.ipynb #c788ce53
@@ -840,9 +891,10 @@ def compare(
         failed = run_chains(
             chains, materials, out, s["workers"], s["threads"], lambda state: _tell(out, state)
         )
+        names = distinct_names([c.name for c in opened], [str(name) for name in corpora])
         found = [
-            report_on(number, s, materials, opened, chains, out / "cells", failed)
-            for number in range(len(opened))
+            report_on(i, s, materials, opened, chains, out / "cells", failed) | {"name": name}
+            for i, name in enumerate(names)
         ]
         result = {"corpora": found, "settings": s, "environment": environment()}
         write_report(result, out)
@@ -916,14 +968,15 @@ def report_on(
     pool = len(materials[number]["train_labels"])
     largest = resolve_sizes(settings["train_sizes"], pool)[-1]
     n = settings["resamples"]
-    return summarise(materials[number], corpora[number], results, failures, n, largest)
+    material, caps = materials[number], settings["caps"]
+    return summarise(material, corpora[number], results, failures, n, largest, caps)
 
 
 def write_report(result: dict, out: Path):
     "Write index.html, results.json, results.csv and the figures."
     figures = {}
     for i, found in enumerate(result["corpora"]):
-        stem = out / "figures" / slug(found["name"])
+        stem = out / "figures" / _stems(result)[i]
         draw = {"curves": plot_curves, "cost": plot_cost, "robustness": plot_robustness}
         figures[i] = {
             kind: save_figure(function(found), stem.with_name(f"{stem.name}-{kind}"))

@@ -160,6 +160,46 @@ def test_options_that_make_no_study(options, said):
     assert said in refused("compare", "hotline", *TINY, *options)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "--sede", "3"], "--seeds"),
+        (["compare", "--seeds", "x"], "'--seeds'"),
+        (["compare", "--families"], "ftnb compare --help"),
+        (["rerun", "--seeds", "0"], "'--seeds'"),
+        (["data", "show"], "missing argument"),
+        (["data", "shaw"], "'show'"),
+        (["compar"], "'compare'"),
+        (["--bogus"], "ftnb --help"),
+    ],
+)
+def test_what_cannot_be_read_is_answered_by_one_line(words, said):
+    line = refused(*words)
+    assert said in line and line.endswith("--help")
+
+
+def test_usage_errors_of_the_real_command_are_one_line_too():
+    ran = ftnb("data", "show", "--row", "3")
+    assert ran.returncode == 2 and not ran.stdout and len(ran.stderr.strip().splitlines()) == 1
+    assert "--rows" in ran.stderr
+    for words in ([], ["data"]):
+        assert "Usage" in ftnb(*words).stdout, "no command: the help"
+
+
+def test_help_does_not_cut_the_families():
+    shown = ftnb("compare", "--help", COLUMNS="80").stdout
+    names = "bow, vectors, chars, bytes, frozen, full."
+    assert all(name in shown for name in names.split())
+
+
+def test_tables_of_one_name_have_folders_of_their_own(tmp_path):
+    one, other = (cli.default_out([str(tmp_path / d / "x.csv")]) for d in "ab")
+    assert one != other and one == cli.default_out([str(tmp_path / "a" / "x.csv")])
+    long = [cli.default_out([f"{'x' * 200}{end}"]) for end in "ab"]
+    assert len(set(long)) == 2 and all(len(p.name) <= 120 for p in long)
+    assert cli.default_out(["hotline"]).name == "compare-hotline"
+
+
 def test_remedies_are_spelt_as_options(tmp_path):
     (tmp_path / "one.csv").write_text("text,label\na,b\nc,d\n")
     (tmp_path / "bare.csv").write_text("words,topic\na,b\nc,d\n")

@@ -16,8 +16,9 @@ import pytest
 
 from ftnb import compare as comparison
 from ftnb import study
-from ftnb.core import UserError
+from ftnb.core import UserError, environment
 from ftnb.data import Corpus
+from ftnb.jobs import modules_behind
 
 TINY = {
     "size": "smoke", "families": ["bow"], "train_sizes": [8, 24], "seeds": 2, "robust_limit": 5,
@@ -85,7 +86,7 @@ def test_page_is_self_contained_and_escapes_texts(tmp_path):
     task = {"family": "bow", "size": "smoke", "n_train": 4, "seed": 0, "robust": True, "threads": 1}
     numbers, arrays = study.run_task(task, material, 0.0)
     arrays["guess"] = 1 - np.array(material["test_labels"])  # all wrong: all are listed
-    facts = numbers | arrays | {"task": task, "startup_seconds": 0.0}
+    facts = numbers | arrays | study._circumstances(task, 0.0)
     found = comparison.summarise(material, corpus, [facts], [], 100, 4)
     settings = comparison.check_settings(TINY)
     whole = {"corpora": [found], "settings": settings, "environment": study.environment()}
@@ -117,6 +118,29 @@ def test_a_changed_text_makes_the_old_results_unfit(tmp_path, finished):
                                  ["a", "b"], ["train"] * len(changed) + ["test"] * 2))
     task = {"family": "bow", "size": "smoke", "n_train": 8, "seed": 0, "robust": False}
     assert study.task_key(task, material["digest"]) != study.task_key(task, other["digest"])
+
+
+@pytest.mark.parametrize("family", study.FAMILIES)
+def test_each_module_behind_a_result_changes_its_key(family, monkeypatch):
+    task = {"family": family, "size": "smoke", "n_train": 8, "seed": 0, "robust": False}
+    module = study.FAMILIES[family]["module"]
+    first, real = study.task_key(task, "digest"), study._source_digest
+    behind = {*modules_behind(f"import ftnb.{module}"), "study", "metrics", "core", "text"}
+    for name in behind:
+        monkeypatch.setattr(study, "_source_digest",
+                            lambda m, name=name: "other" if m == name else real(m))
+        assert study.task_key(task, "digest") != first, f"{name}.py decides, too"
+    others = {"bow", "vectors", "chars", "bert"} - behind
+    monkeypatch.setattr(study, "_source_digest", lambda m: "other" if m in others else real(m))
+    assert others and study.task_key(task, "digest") == first, "other families decide nothing"
+
+
+def test_a_gpu_that_is_not_used_is_not_reported(monkeypatch):
+    monkeypatch.setattr(study, "environment", lambda: environment() | {"device": "a GPU"})
+    task = {"family": "chars", "size": "cpu", "threads": 1}
+    assert study._circumstances(task, 0.0)["device"] == "cpu"
+    assert study._circumstances(task | {"size": "gpu"}, 0.0)["device"] == "a GPU"
+    assert study._circumstances(task | {"size": "gpu", "family": "bow"}, 0.0)["device"] == "cpu"
 
 
 def test_damaged_results_are_computed_again(tmp_path, finished):
@@ -185,6 +209,114 @@ def test_a_worker_that_is_killed_is_told_and_the_others_go_on(tmp_path, monkeypa
     assert [r["family"] for r in found["largest"]] == ["bow"]
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert "Not finished" in page and "word vectors" in page
+
+
+def test_a_damaged_result_whose_worker_is_killed_is_a_failure(tmp_path, finished, monkeypatch):
+    "The mark is there and the arrays are broken: the result still counts as absent."
+    victim = sorted((tmp_path / "out" / "cells").glob("*.npz"))[0]
+    victim.write_bytes(b"half a file")
+    started = study._start
+
+    def kill(*given):
+        job = started(*given)
+        os.kill(job[0].pid, signal.SIGKILL)
+        return job
+
+    monkeypatch.setattr(study, "_start", kill)
+    found = run(tmp_path)["corpora"][0]
+    assert len(found["failures"]) == 1 and "memory" in found["failures"][0]["reason"]
+    assert sum(r["seeds"] for r in found["curves"]) == 3
+
+
+def by_hand(task, accuracy=0.5, **more):
+    "A result of six test texts, without a training."
+    here = {"processor": "a CPU", "device": "cpu", "threads": 1, "task": task}
+    numbers = dict.fromkeys(("train_seconds", "milliseconds", "startup_seconds", "peak_mb",
+                             "predict_seconds", "n_parameters", "size_bytes"), 1.0)
+    numbers |= {"accuracy": accuracy, "macro_f1": accuracy, "calibration_error": 0.1}
+    guess, sure = np.array([0, 1, 0, 0, 1, 1]), np.full(6, 0.6)
+    robust = {"robust": dict.fromkeys(("none", "typos", "upper", "nonce"), 0.5)}
+    return here | numbers | robust | {"guess": guess, "confidence": sure} | more
+
+
+def summary(results, failures=(), largest=24, caps=None, name="made"):
+    "A study by hand, summarised; its report as a page."
+    texts = [f"text {i}" for i in range(12)]
+    corpus = Corpus(name, texts, [0, 1] * 6, ["a", "b"], ["train"] * 6 + ["test"] * 6)
+    material = study.prepare(corpus, robust_limit=3)
+    found = comparison.summarise(material, corpus, results, list(failures), 100, largest, caps)
+    seeds = max((r["seeds"] for r in found["curves"]), default=1)
+    whole = {"corpora": [found], "settings": comparison.check_settings(TINY | {"seeds": seeds}),
+             "environment": study.environment()}
+    figures = dict.fromkeys(("curves", "cost", "robustness"), "<svg/>")
+    return found, comparison.render_page(whole, [figures])
+
+
+def task_of(family, n_train, seed=0):
+    return {"family": family, "n_train": n_train, "seed": seed}
+
+
+def test_a_size_that_failed_is_not_called_capped():
+    done = [by_hand(task_of(f, n)) for f, n in (("bow", 8), ("bow", 24), ("vectors", 8))]
+    done += [by_hand(task_of("full", 8))]
+    failure = task_of("vectors", 24) | {"reason": "a full moon"}
+    found, page = summary(done, [failure], caps={"full": 8})
+    said = {r["family"]: comparison.train_rows(r) for r in found["largest"]}
+    assert said == {"bow": "24", "vectors": "8 (larger size not finished)",
+                    "full": "8 (capped for time)"}
+    curves = {row[0]: row[-1] for row in comparison.curve_table(found)["rows"]}
+    assert curves["word vectors"] == "not finished" and curves["MiniLM, fine-tuned"] == "not run"
+    assert "On equal terms, with 8 rows" in page
+
+
+def test_every_reason_of_a_failure_is_told_once():
+    failures = [task_of("vectors", 24, s) | {"reason": "a full moon"} for s in (1, 2)]
+    failures += [task_of("chars", n, 1) | {"reason": "a flood"} for n in (8, 24)]
+    failures += [task_of("vectors", 24, 3) | {"reason": "a flood"}]
+    found, page = summary([by_hand(task_of("bow", 24))], failures)
+    assert comparison.failure_lines(found["failures"]) == [
+        "word vectors with 24 rows, 2 seeds: a full moon",
+        "characters with 8 rows, 1 seed: a flood", "characters with 24 rows, 1 seed: a flood",
+        "word vectors with 24 rows, 1 seed: a flood",
+    ]  # fmt: skip
+    assert page.count("Not finished:") == 4
+
+
+def test_the_page_names_the_machine_of_the_results():
+    one = by_hand(task_of("bow", 24))
+    _, page = summary([one])
+    assert "measured on a CPU, cpu, 1 thread(s) in each." in page and "More than one" not in page
+    _, page = summary([one, by_hand(task_of("full", 24), device="a GPU")])
+    assert "a GPU, 1 thread(s) in each; and on a CPU, cpu, 1" in page and "More than one" in page
+    assert "nothing" in summary([])[1]
+
+
+def test_intervals_of_one_seed_say_what_they_hold():
+    _, page = summary([by_hand(task_of("bow", 24))])
+    assert "6 test texts, 1 seed." in page and "test texts only" in page
+    assert "combine" not in page
+    two = [by_hand(task_of("bow", 24, s), 0.4 + 0.1 * s) for s in (0, 1)]
+    _, page = summary(two)
+    assert "2 seeds. Intervals combine test items and seeds." in page
+    _, page = summary([*two, by_hand(task_of("vectors", 24))])
+    assert "1 to 2 seeds." in page and "those of a single seed, test items only" in page
+    settings = [{"settings": comparison.check_settings({"seeds": n})} for n in (1, 2)]
+    lines = [" ".join(comparison.method_lines(one)) for one in settings]
+    assert "Student" not in lines[0] and "One seed" in lines[0] and "Student" in lines[1]
+
+
+def test_two_tables_of_one_name_do_not_share_a_report(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_table(tmp_path / folder / "x.csv", n=60 if folder == "a" else 80)
+    tables = [str(tmp_path / folder / "x.csv") for folder in ("a", "b")]
+    result = comparison.compare(tables, tmp_path / "out", "complaint", "topic", **TINY)
+    names = [os.path.join(folder, "x.csv") for folder in ("a", "b")]
+    assert [f["name"] for f in result["corpora"]] == names
+    assert set(result["recommendations"]) == set(names)
+    assert len(list((tmp_path / "out" / "figures").glob("*-curves.svg"))) == 2
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert len(set(re.findall(r'<h2 id="([^"]+)"', page))) == 2
 
 
 def test_all_families_fail_and_the_report_says_so(tmp_path, monkeypatch):
