@@ -703,8 +703,7 @@ def _load_classifier(cls, folder):
         for name in _ARRAYS:
             setattr(model, f"{name}_", tensors[name])
         model.classes_, model.words_ = np.asarray(about["classes"]), about["words"]
-        bias = np.exp(model.intercept_ - model.intercept_.max(), dtype=np.float64)
-        model.shares_ = np.asarray(about.get("shares", bias / bias.sum()))  # none in an old folder
+        model.shares_ = np.asarray(about["shares"])
         model.n_parameters_ = sum(tensors[name].size for name in _ARRAYS)
         model.size_bytes_ = _size_bytes(model)
     return model
