@@ -31,9 +31,11 @@ _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _PAD = 32  # spare bytes behind the last unit: the hash reads 20 bytes at a time
 
 
-def _ascii_bytes(table):
-    "What the packed text has for each byte below 128: itself in a word, else a space."
-    return np.where(table[:128] == 1, np.arange(128), 32).astype(np.uint8)
+def _ascii_bytes(table, lowercase):
+    "What the packed text has for each byte below 128: itself or its small letter, else a space."
+    byte = np.arange(128)
+    capital = lowercase & (65 <= byte) & (byte <= 90)
+    return np.where(table[:128] == 1, byte + 32 * capital, 32).astype(np.uint8)
 
 
 @compiled
@@ -87,9 +89,10 @@ def _pack_words(buffer, offsets, table, ascii_bytes):
     stop = np.empty((size + n) // 2 + 3, np.int32)
     first = np.zeros(n + 1, np.int64)
     stop[0], at, k = -1, _0, _1
+    all_ascii = _is_ascii(buffer[offsets[0] : offsets[-1]])
     for d in range(n):
         a, b = offsets[d], offsets[d + 1]
-        if _is_ascii(buffer[a:b]):
+        if all_ascii or _is_ascii(buffer[a:b]):
             at, k, inside = _pack_ascii(buffer, a, b, ascii_bytes, packed, stop, at, k)
         else:
             at, k, inside = _pack_unicode(buffer, a, b, table, packed, stop, at, k)
@@ -141,6 +144,13 @@ def _pack(buffer, offsets, analyzer, table, ascii_bytes):
     packed = np.empty(size + _PAD, np.uint8)
     packed[:size] = buffer[offsets[0] : offsets[-1]]
     return packed, np.arange(size + 1).astype(np.int32), offsets - offsets[0]
+
+# %% ../nbs/11_bow.ipynb #ee02cea7
+def _prepare(texts, analyzer, lowercase, sizes=None):
+    "What _pack takes. The words of ASCII texts are lower-cased by the table, others before."
+    buffer, offsets = encode_lower(texts, lowercase, sizes, leave_ascii=analyzer == "word")
+    table = character_classes()
+    return buffer, offsets, _ANALYZERS[analyzer], table, _ascii_bytes(table, lowercase)
 
 # %% ../nbs/11_bow.ipynb #0ce45316
 @compiled
@@ -202,17 +212,28 @@ def _blocks(packed, stop, gap):
 
 # %% ../nbs/11_bow.ipynb #b93f1804
 @compiled
-def _hash_short(blocks, stop, gap, n, out):
-    "Hashes of the n-grams that begin at each unit, right for those below 20 bytes."
+def _hash_short(blocks, starts, ends, gap, out):
+    "Hash from each start to the end beside it, right below 20 bytes; the largest number of bytes."
     a, b, c, d, e = blocks[0], blocks[1], blocks[2], blocks[3], blocks[4]
-    for s in range(len(stop) - n):
-        length = np.uint32(stop[s + n] - stop[s] - gap)
+    longest = np.uint32(0)
+    for s in range(len(ends)):
+        length = np.uint32(ends[s] - starts[s] - gap)
+        longest = max(longest, length)
         whole, h, tail = length >> np.uint32(2), np.uint32(0), a[s]
         h, tail = (_block(h, a[s]), b[s]) if whole > 0 else (h, tail)
         h, tail = (_block(h, b[s]), c[s]) if whole > 1 else (h, tail)
         h, tail = (_block(h, c[s]), d[s]) if whole > 2 else (h, tail)
         h, tail = (_block(h, d[s]), e[s]) if whole > 3 else (h, tail)
         out[s] = _finish(h, tail & _mask(length & np.uint32(3)), length)
+    return longest
+
+
+@compiled
+def _hash_long(packed, starts, ends, gap, out):
+    "The others, one by one."
+    for s in range(len(ends)):
+        if ends[s] - starts[s] - gap >= 20:
+            out[s] = _hash_slice(packed, np.uint64(starts[s] + gap), np.uint64(ends[s]))
 
 
 @compiled
@@ -221,14 +242,14 @@ def _hash_all(packed, stop, gap, low, high):
     blocks = _blocks(packed, stop, gap)
     hashes = np.empty((high - low + 1, len(stop) - 1), np.int32)
     for n in range(low, high + 1):
-        row = hashes[n - low]
-        _hash_short(blocks, stop, gap, n, row)
-        for s in range(len(stop) - n):
-            if stop[s + n] - stop[s] - gap >= 20:
-                row[s] = _hash_slice(packed, np.uint64(stop[s] + gap), np.uint64(stop[s + n]))
+        if _hash_short(blocks, stop, stop[n:], gap, hashes[n - low]) >= 20:
+            _hash_long(packed, stop, stop[n:], gap, hashes[n - low])
     return hashes
 
 # %% ../nbs/11_bow.ipynb #eb2ed511
+_ONE, _HIGHEST = np.uint32(1), np.int32(-(2**31))
+
+
 @compiled
 def _slots_for(ngrams):
     "A power of two, at least eight times as many slots as n-grams: most are found at once."
@@ -239,19 +260,26 @@ def _slots_for(ngrams):
 
 
 @compiled
-def _count(hashes, first, low, n_features, signed, indices, data, k, slots, lengths):
+def _to_columns(hashes, n_features, signed):
+    "Put the column in the place of each hash; of a signed one the highest bit says that it is -1."
+    n = np.uint32(n_features)
+    for row in hashes:
+        for s in range(len(row)):
+            size, sign = np.uint32(abs(np.int64(row[s]))), row[s] & _HIGHEST if signed else 0
+            column = size & (n - _ONE) if n & (n - _ONE) == 0 else size % n
+            row[s] = np.int32(column) | np.int32(sign)
+
+
+@compiled
+def _count(columns, first, low, indices, data, k, slots, lengths):
     "Append the rows of some texts to indices and data, from position k on; the next position."
-    n = np.uint64(n_features)
-    power_of_two = n & (n - _1) == 0
     for d in range(len(first) - 1):
         row = k
-        mask = np.uint64(_slots_for(len(hashes) * (first[d + 1] - first[d])) - 1)
-        for s in range(first[d], first[d + 1]):
-            for j in range(min(len(hashes), first[d + 1] - s - low + 1)):
-                h = np.int64(hashes[j, s])
-                index = np.uint64(abs(h))
-                index = index & (n - _1) if power_of_two else index % n
-                value = np.float32(-1 if signed and h < 0 else 1)
+        mask = np.uint64(_slots_for(len(columns) * (first[d + 1] - first[d])) - 1)
+        for j in range(len(columns)):
+            for s in range(first[d], first[d + 1] - low - j + 1):
+                index = np.uint64(columns[j, s] & ~_HIGHEST)
+                value = np.float32(-1 if columns[j, s] < 0 else 1)
                 slot = index & mask
                 at = np.int64(slots[slot])
                 while at >= row and np.uint64(indices[np.uint64(at)]) != index:
@@ -296,7 +324,8 @@ def _count_tiles(buffer, offsets, analyzer, table, ascii_bytes, low, high, n_fea
         if enough > len(slots):
             slots = np.full(enough, -1, np.int32)
         hashes = _hash_all(packed, stop, 1 if analyzer == 0 else 0, low, top)
-        k = _count(hashes, first, low, n_features, signed, indices, data, k, slots, lengths[d:end])
+        _to_columns(hashes, n_features, signed)
+        k = _count(hashes, first, low, indices, data, k, slots, lengths[d:end])
         d = end
     return d, 0
 
@@ -304,9 +333,8 @@ def _count_tiles(buffer, offsets, analyzer, table, ascii_bytes, low, high, n_fea
 class _Rows:
     "The entries of a growing CSR matrix; counts are written where they will stay."
 
-    def __init__(self, capacity: int):
-        self.indices, self.data = np.empty(capacity, np.int32), np.empty(capacity, np.float32)
-        self.used, self.lengths = 0, []
+    def __init__(self, indices, data):
+        self.indices, self.data, self.used, self.lengths = indices, data, 0, []
 
     def room(self, n: int):
         "The place for n more entries, or for more; the arrays grow by half if it is not there."
@@ -321,41 +349,46 @@ class _Rows:
         self.used += int(lengths.sum())
         self.lengths.append(lengths)
 
-    def extend(self, other):
-        "Append the entries of other rows."
-        for place, found in zip(self.room(other.used), (other.indices, other.data), strict=True):
-            place[: other.used] = found[: other.used]
-        self.add(np.concatenate(other.lengths))
-
 
 def _count_chunk(rows, texts, sizes, analyzer, lowercase, *settings):
     "Append the hashed n-gram counts of some texts (of so many characters each) to rows."
-    buffer, offsets = encode_lower(texts, lowercase, sizes)
+    buffer, offsets, *kind = _prepare(texts, analyzer, lowercase, sizes)
     if np.diff(offsets).max() >= 2**30:
         raise UserError(f"a text of {np.diff(offsets).max() / 1e9:.1f} GB: cut it at 1 GB")
-    tables, need = (character_classes(), _ascii_bytes(character_classes())), 0
+    need = 0
     while len(offsets) > 1:
         lengths = np.empty(len(offsets) - 1, np.int64)
-        done, need = _count_tiles(buffer, offsets, _ANALYZERS[analyzer], *tables, *settings,
-                                  *rows.room(need), lengths)  # fmt: skip
+        done, need = _count_tiles(buffer, offsets, *kind, *settings, *rows.room(need), lengths)
         rows.add(lengths[:done])
         offsets = offsets[done:]
 
 # %% ../nbs/11_bow.ipynb #16146c8d
-_CHUNK = 2**20  # characters that are encoded at a time: the rest of the memory is the result's
+_CHUNK = 2**19  # characters that are encoded at a time: the rest of the memory is the result's
 
 
-def _cut(sizes, threads, most=_CHUNK):
-    "Bounds of chunks: as many for each thread, none of much more than `most` characters."
-    ends = np.cumsum(sizes)
-    n = threads * -(-int(ends[-1]) // (threads * most))
-    inner = np.searchsorted(ends, ends[-1] * np.arange(1, n) / max(n, 1))
-    return list(itertools.pairwise(np.unique([0, *inner, len(sizes)]).tolist()))
+def _chunks(texts, begin, end):
+    "Texts begin to end - 1 in chunks, and how many characters each has: a pass over few at a time."
+    while begin < end:
+        some = texts[begin : min(begin + 2048, end)]
+        sizes = np.fromiter(map(len, some), np.int64, len(some))
+        n = max(1, int(np.searchsorted(np.cumsum(sizes), _CHUNK, side="right")))
+        yield some[:n], sizes[:n]
+        begin += n
 
 
-def _count_group(rows, texts, sizes, bounds, settings):
-    for a, b in bounds:
-        _count_chunk(rows, texts[a:b], sizes[a:b], *settings)
+def _count_some(rows, texts, begin, end, settings):
+    for chunk, sizes in _chunks(texts, begin, end):
+        _count_chunk(rows, chunk, sizes, *settings)
+
+
+def _shares(texts, threads):
+    "Where each thread begins, and room for its entries; both from the lengths of some 500 texts."
+    step = -(-len(texts) // 500)
+    sizes = np.cumsum([0, *map(len, texts[::step])])
+    cuts = np.searchsorted(sizes, sizes[-1] * np.arange(1, threads) / threads)
+    cuts = np.unique([0, *cuts, len(sizes) - 1])
+    room = np.diff(sizes[cuts]) * step * 2 // 5 + _TILE
+    return [*(cuts[:-1] * step).tolist(), len(texts)], np.cumsum([0, *room]).tolist()
 
 
 def _text_tags(tags, requires_fit=True):
@@ -380,28 +413,36 @@ def _check_ngrams(ngram_range, n_features, analyzer, threads, norm=None):
         raise UserError(f"norm must be None, 'l1' or 'l2', not {norm!r}")
 
 # %% ../nbs/11_bow.ipynb #c638799d
+def _joined(array, parts):
+    "The parts behind one another: moved within the array if all lie in it, else in a new one."
+    if any(part.base is not array for part in parts):
+        return np.concatenate(parts)
+    end = 0
+    for part in parts:
+        if end:  # the first is where it belongs
+            array[end : end + len(part)] = part
+        end += len(part)
+    array.resize(end, refcheck=False)  # gives back what was not needed
+    return array
+
+
 def _count_all(texts, threads, *settings):
-    "Columns, values and row pointers of all texts, in chunks, by `threads` threads."
-    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
-    bounds = _cut(sizes, threads)
-    each = -(-len(bounds) // threads)
-    groups = [bounds[i : i + each] for i in range(0, len(bounds), each)]
-    guess = int(sizes.sum()) * 2 // 5 + _TILE  # entries, about
-    rows = [_Rows(guess // (len(groups) if i else 1)) for i in range(len(groups))]
+    "Columns, values and row pointers of all texts, by `threads` threads."
+    bounds, places = _shares(texts, threads)
+    indices, data = np.empty(places[-1], np.int32), np.empty(places[-1], np.float32)
+    rows = [_Rows(indices[a:b], data[a:b]) for a, b in itertools.pairwise(places)]
+    first, *others = zip(rows, itertools.pairwise(bounds), strict=True)
     with ThreadPoolExecutor() as pool:
-        work = [pool.submit(_count_group, r, texts, sizes, group, settings)
-                for r, group in zip(rows[1:], groups[1:], strict=True)]
-        _count_group(rows[0], texts, sizes, groups[0], settings)
+        work = [pool.submit(_count_some, r, texts, *part, settings) for r, part in others]
+        _count_some(first[0], texts, *first[1], settings)
         for one in work:
             one.result()
-    first, *others = rows
-    for other in others:
-        first.extend(other)
-    kind = np.int32 if first.used < 2**31 else np.int64
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate(first.lengths))]).astype(kind)
-    for array in (first.indices, first.data):
-        array.resize(first.used, refcheck=False)  # gives back what was not needed
-    return first.data, first.indices.astype(kind, copy=False), indptr
+    indices = _joined(indices, [r.indices[: r.used] for r in rows])
+    data = _joined(data, [r.data[: r.used] for r in rows])
+    kind = np.int32 if len(indices) < 2**31 else np.int64
+    lengths = np.concatenate([length for r in rows for length in r.lengths])
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(kind)
+    return data, indices.astype(kind, copy=False), indptr
 
 # %% ../nbs/11_bow.ipynb #e8deb521
 class HashedNgrams(TransformerMixin, BaseEstimator):
@@ -428,7 +469,7 @@ class HashedNgrams(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X):  # -> CSR float32 (n, n_features)
-        "Count the n-grams of each text; columns of a row stand in order of appearance."
+        "Count the n-grams of each text; in a row the shortest n-grams stand first, as they appear."
         texts = check_texts(X)
         low, high = self.fit(X).ngram_range
         settings = (self.analyzer, self.lowercase, low, high, self.n_features, self.alternate_sign)
@@ -657,8 +698,7 @@ def _check_model(model):
 # %% ../nbs/11_bow.ipynb #99a477b9
 def _hits(chunk, wanted, ngram_range, analyzer, lowercase):
     "Column and bytes of each n-gram of some texts whose column is wanted."
-    tables = character_classes(), _ascii_bytes(character_classes())
-    packed, stop, first = _pack(*encode_lower(chunk, lowercase), _ANALYZERS[analyzer], *tables)
+    packed, stop, first = _pack(*_prepare(chunk, analyzer, lowercase))
     gap, (low, high) = int(analyzer == "word"), ngram_range
     high = max(low, min(high, int(np.diff(first).max())))
     end_of_text, unit = np.repeat(first[1:], np.diff(first)), np.arange(first[-1])
@@ -678,8 +718,8 @@ def ngrams_of_columns(
     "Turn hash columns back into n-grams, by hashing the n-grams of the texts again."
     found, wanted = defaultdict(Counter), np.zeros(n_features, bool)
     wanted[np.asarray(columns, np.int64)] = True
-    for a, b in _cut(list(map(len, texts)), 1):
-        for column, gram in _hits(texts[a:b], wanted, ngram_range, analyzer, lowercase):
+    for chunk, _ in _chunks(texts, 0, len(texts)):
+        for column, gram in _hits(chunk, wanted, ngram_range, analyzer, lowercase):
             found[column][gram] += 1
     return {j: Counter({raw.decode("utf-8", "backslashreplace"): n for raw, n in grams.items()})
             for j, grams in found.items()}

@@ -20,12 +20,14 @@ def encode_lower(
     texts,  # list of n strings
     lowercase: bool = True,
     sizes=None,  # (n,) characters of each text, if they were counted already
+    leave_ascii=False,  # True: if all is ASCII, keep its capitals; the caller lowers them
 ):  # -> uint8 buffer, int64 offsets (n + 1,): text i is buffer[offsets[i]:offsets[i + 1]]
     "The texts as one array of (lower-cased) UTF-8 bytes; a lone surrogate becomes `?`."
     joined = "".join(texts)
     if joined.isascii():  # one byte per character: encode all in one step
         raw = np.frombuffer(joined.encode(), np.uint8)
-        return _lower_ascii(raw) if lowercase else raw, _offsets(texts, sizes)
+        lower = lowercase and not leave_ascii
+        return _lower_ascii(raw) if lower else raw, _offsets(texts, sizes)
     lowered = map(str.lower, texts) if lowercase else texts
     raw = [text.encode("utf-8", "replace") for text in lowered]
     return np.frombuffer(b"".join(raw), np.uint8), _offsets(raw)

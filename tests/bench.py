@@ -5,10 +5,12 @@
     .venv/bin/python tests/bench.py --list    their names
 
 Each benchmark runs in fresh processes with a fixed number of threads. In the first, both sides warm
-up on little data (libraries load, kernels compile) and then take turns, A B A B, five times each;
-the answers of the first turn are compared, and the ratio is that of the medians. Two more
+up on little data (libraries load, kernels compile) and then take turns, A B A B: once untimed, for
+the answers to be compared, and five times timed; the ratio is that of the medians. Two more
 processes run one side each, for its peak memory: what it needed above the process with its
 libraries and data loaded and warm.
+A process that measures time keeps the memory that it freed (KEEP), as one that goes on working
+does, on both sides: what a new page costs differs by a factor of ten between machines and minutes.
 The table is printed and kept in runs/bench/, as JSON (every single timing) and as Markdown.
 The exit code is 1 if an answer differs, a bar is missed or a benchmark fails.
 """
@@ -35,6 +37,7 @@ from benches.common import Case
 from ftnb.core import environment, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
+KEEP = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # of glibc
 ROUNDS = 5  # timings of each side: the median then ignores two disturbed ones
 EXTRA = ("fasttext", "sentence_transformers", "gensim", "accelerate")  # modules of the bench extra
 
@@ -48,18 +51,19 @@ for _, module, _ in sorted(pkgutil.iter_modules(benches.__path__), key=lambda m:
 
 
 def timings(case: Case, rounds: int) -> dict:
-    "Warm up, then both sides in turns; the answers of the first turn are compared."
+    "Warm up, then both sides in turns; the answers of the first, untimed turn are compared."
     sides, wrong, agreed = {"ours": case.ours, "peer": case.peer}, "", ""
     if case.ceiling:
         sides["ceiling"] = case.ceiling
     for run in sides.values():
         timed(warm_up(case), run)
     seconds = {name: [] for name in sides}
-    for turn in range(rounds):
+    for turn in range(rounds + 1):
         answers = {}
         for name, run in sides.items():
             took, answers[name] = timed(case, run)
-            seconds[name].append(took)
+            if turn:
+                seconds[name].append(took)
         if turn == 0:
             try:
                 agreed = case.check(answers["ours"], answers["peer"])
@@ -121,6 +125,8 @@ def measure(name: str, part: str, rounds: int = 1) -> dict:
     env = os.environ | {key: threads for key in fixed} | {"TOKENIZERS_PARALLELISM": "true",
                                                          "RAYON_NUM_THREADS": threads,
                                                          "HF_HUB_OFFLINE": "1"}
+    if part == "time":
+        env |= KEEP
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         command = [sys.executable, __file__, f"--rounds={rounds}", "--part", name, part, str(out)]

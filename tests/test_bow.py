@@ -101,10 +101,11 @@ def test_ten_megabytes_in_one_text_and_a_million_words():
 def test_threads_and_chunks_change_nothing(monkeypatch):
     texts = random_texts(3, 2000)
     one = HashedNgrams().transform(texts)
-    monkeypatch.setattr(bow._cut, "__defaults__", (1000,))
-    bounds = bow._cut(list(map(len, texts)), 1)
-    assert len(bounds) > 20 and bow._cut([0, 0], 2) == [(0, 2)]
-    assert [i for a, b in bounds for i in range(a, b)] == list(range(len(texts)))
+    monkeypatch.setattr(bow, "_CHUNK", 1000)
+    chunks = list(bow._chunks(texts, 0, len(texts)))
+    assert len(chunks) > 20 and sum((chunk for chunk, _ in chunks), []) == texts
+    assert all(sizes.sum() <= 1000 or len(sizes) == 1 for _, sizes in chunks)
+    assert bow._shares(["", ""], 2)[0] == [0, 2], "nothing to share"
     for threads in (1, 2, 5):
         assert_equal(HashedNgrams(threads=threads).transform(texts), one)
 
