@@ -145,7 +145,7 @@ def _pack(buffer, offsets, analyzer, table, ascii_bytes):
     packed[:size] = buffer[offsets[0] : offsets[-1]]
     return packed, np.arange(size + 1).astype(np.int32), offsets - offsets[0]
 
-# %% ../nbs/11_bow.ipynb #ee02cea7
+
 def _prepare(texts, analyzer, lowercase, sizes=None):
     "What _pack takes. The words of ASCII texts are lower-cased by the table, others before."
     buffer, offsets = encode_lower(texts, lowercase, sizes, leave_ascii=analyzer == "word")
