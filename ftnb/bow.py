@@ -28,6 +28,7 @@ from .text import character_classes, compiled, decode_at, encode_lower
 
 # %% ../nbs/11_bow.ipynb #dd196c58
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
+_ONE, _HIGHEST = np.uint32(1), np.int32(-(2**31))
 _PAD = 32  # spare bytes behind the last unit: the hash reads 20 bytes at a time
 
 
@@ -152,6 +153,21 @@ def _prepare(texts, analyzer, lowercase, sizes=None):
     table = character_classes()
     return buffer, offsets, _ANALYZERS[analyzer], table, _ascii_bytes(table, lowercase)
 
+
+def _check_ngrams(ngram_range, n_features, analyzer, threads, norm=None):
+    whole = lambda *numbers: all(isinstance(n, Integral) for n in numbers)  # noqa: E731
+    low_high = tuple(ngram_range) if isinstance(ngram_range, (tuple, list)) else ()
+    if len(low_high) != 2 or not whole(*low_high) or not 1 <= low_high[0] <= low_high[1]:
+        raise UserError(f"ngram_range must be (low, high), 1 <= low <= high, not {ngram_range!r}")
+    if not whole(n_features) or not 1 <= n_features < 2**31:
+        raise UserError(f"n_features must be between 1 and 2**31 - 1, not {n_features!r}")
+    if analyzer not in ("word", "char", "byte"):
+        raise UserError(f"analyzer must be word, char or byte, not {analyzer!r}")
+    if not whole(threads) or threads < 1:
+        raise UserError(f"threads must be at least 1, not {threads!r}")
+    if norm not in (None, "l1", "l2"):
+        raise UserError(f"norm must be None, 'l1' or 'l2', not {norm!r}")
+
 # %% ../nbs/11_bow.ipynb #0ce45316
 @compiled
 def _four_bytes(data, i):
@@ -184,13 +200,13 @@ def _finish(h, tail, length):
     h = np.uint32(np.uint32(h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.int32(np.uint32(h ^ (h >> np.uint32(16))))
 
-# %% ../nbs/11_bow.ipynb #ef89eb57
+
 @compiled
 def _mask(n):
     "A mask for the first n of four bytes, n below 4."
     return np.uint32((np.uint32(1) << np.uint32(n << np.uint32(3))) - np.uint32(1))
 
-
+# %% ../nbs/11_bow.ipynb #ef89eb57
 @compiled
 def _hash_slice(packed, i, to):
     "Hash of the bytes i to to - 1."
@@ -209,6 +225,14 @@ def _blocks(packed, stop, gap):
         for b in range(5):
             blocks[b, s] = _four_bytes(packed, i + np.uint64(4 * b))
     return blocks
+
+
+@compiled
+def _hash_long(packed, starts, ends, gap, out):
+    "The others, one by one."
+    for s in range(len(ends)):
+        if ends[s] - starts[s] - gap >= 20:
+            out[s] = _hash_slice(packed, np.uint64(starts[s] + gap), np.uint64(ends[s]))
 
 # %% ../nbs/11_bow.ipynb #b93f1804
 @compiled
@@ -229,14 +253,6 @@ def _hash_short(blocks, starts, ends, gap, out):
 
 
 @compiled
-def _hash_long(packed, starts, ends, gap, out):
-    "The others, one by one."
-    for s in range(len(ends)):
-        if ends[s] - starts[s] - gap >= 20:
-            out[s] = _hash_slice(packed, np.uint64(starts[s] + gap), np.uint64(ends[s]))
-
-
-@compiled
 def _hash_all(packed, stop, gap, low, high):
     "Hash of the n-gram that begins at each unit: a row for each n; at the end of a text no n-gram."
     blocks = _blocks(packed, stop, gap)
@@ -245,18 +261,6 @@ def _hash_all(packed, stop, gap, low, high):
         if _hash_short(blocks, stop, stop[n:], gap, hashes[n - low]) >= 20:
             _hash_long(packed, stop, stop[n:], gap, hashes[n - low])
     return hashes
-
-# %% ../nbs/11_bow.ipynb #eb2ed511
-_ONE, _HIGHEST = np.uint32(1), np.int32(-(2**31))
-
-
-@compiled
-def _slots_for(ngrams):
-    "A power of two, at least eight times as many slots as n-grams: most are found at once."
-    size = 128
-    while size < 8 * ngrams:
-        size *= 2
-    return size
 
 
 @compiled
@@ -268,6 +272,15 @@ def _to_columns(hashes, n_features, signed):
             size, sign = np.uint32(abs(np.int64(row[s]))), row[s] & _HIGHEST if signed else 0
             column = size & (n - _ONE) if n & (n - _ONE) == 0 else size % n
             row[s] = np.int32(column) | np.int32(sign)
+
+# %% ../nbs/11_bow.ipynb #eb2ed511
+@compiled
+def _slots_for(ngrams):
+    "A power of two, at least eight times as many slots as n-grams: most are found at once."
+    size = 128
+    while size < 8 * ngrams:
+        size *= 2
+    return size
 
 
 @compiled
@@ -396,21 +409,6 @@ def _text_tags(tags, requires_fit=True):
     tags.input_tags.string, tags.input_tags.two_d_array = True, False
     tags.requires_fit = requires_fit
     return tags
-
-
-def _check_ngrams(ngram_range, n_features, analyzer, threads, norm=None):
-    whole = lambda *numbers: all(isinstance(n, Integral) for n in numbers)  # noqa: E731
-    low_high = tuple(ngram_range) if isinstance(ngram_range, (tuple, list)) else ()
-    if len(low_high) != 2 or not whole(*low_high) or not 1 <= low_high[0] <= low_high[1]:
-        raise UserError(f"ngram_range must be (low, high), 1 <= low <= high, not {ngram_range!r}")
-    if not whole(n_features) or not 1 <= n_features < 2**31:
-        raise UserError(f"n_features must be between 1 and 2**31 - 1, not {n_features!r}")
-    if analyzer not in ("word", "char", "byte"):
-        raise UserError(f"analyzer must be word, char or byte, not {analyzer!r}")
-    if not whole(threads) or threads < 1:
-        raise UserError(f"threads must be at least 1, not {threads!r}")
-    if norm not in (None, "l1", "l2"):
-        raise UserError(f"norm must be None, 'l1' or 'l2', not {norm!r}")
 
 # %% ../nbs/11_bow.ipynb #c638799d
 def _joined(array, parts):
