@@ -28,14 +28,14 @@ from .text import character_classes, compiled, decode_at, encode_lower
 
 # %% ../nbs/11_bow.ipynb #dd196c58
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
-_ONE, _HIGHEST = np.uint32(1), np.int32(-(2**31))
+_ONE, _HIGHEST = np.uint32(1), np.int32(-(2**31))  # the highest bit: a feature counted as -1
 _PAD = 32  # spare bytes behind the last unit: the hash reads 20 bytes at a time
 
 
 def _ascii_bytes(table, lowercase):
     "What the packed text has for each byte below 128: itself or its small letter, else a space."
     byte = np.arange(128)
-    capital = lowercase & (65 <= byte) & (byte <= 90)
+    capital = bool(lowercase) & (65 <= byte) & (byte <= 90)
     return np.where(table[:128] == 1, byte + 32 * capital, 32).astype(np.uint8)
 
 
@@ -148,7 +148,7 @@ def _pack(buffer, offsets, analyzer, table, ascii_bytes):
 
 
 def _prepare(texts, analyzer, lowercase, sizes=None):
-    "What _pack takes. The words of ASCII texts are lower-cased by the table, others before."
+    "What _pack takes. Words are lower-cased by the table if all texts are ASCII, else before."
     buffer, offsets = encode_lower(texts, lowercase, sizes, leave_ascii=analyzer == "word")
     table = character_classes()
     return buffer, offsets, _ANALYZERS[analyzer], table, _ascii_bytes(table, lowercase)
@@ -229,7 +229,7 @@ def _blocks(packed, stop, gap):
 
 @compiled
 def _hash_long(packed, starts, ends, gap, out):
-    "The others, one by one."
+    "Hashes of the n-grams of 20 bytes and more, one by one."
     for s in range(len(ends)):
         if ends[s] - starts[s] - gap >= 20:
             out[s] = _hash_slice(packed, np.uint64(starts[s] + gap), np.uint64(ends[s]))
@@ -237,7 +237,7 @@ def _hash_long(packed, starts, ends, gap, out):
 # %% ../nbs/11_bow.ipynb #b93f1804
 @compiled
 def _hash_short(blocks, starts, ends, gap, out):
-    "Hash from each start to the end beside it, right below 20 bytes; the largest number of bytes."
+    "Hash from each start to the end beside it, right below 20 bytes. Gives the longest length."
     a, b, c, d, e = blocks[0], blocks[1], blocks[2], blocks[3], blocks[4]
     longest = np.uint32(0)
     for s in range(len(ends)):
@@ -254,7 +254,7 @@ def _hash_short(blocks, starts, ends, gap, out):
 
 @compiled
 def _hash_all(packed, stop, gap, low, high):
-    "Hash of the n-gram that begins at each unit: a row for each n; at the end of a text no n-gram."
+    "Hash of the n-gram from each unit on, a row for each n; across the end of a text it is unused."
     blocks = _blocks(packed, stop, gap)
     hashes = np.empty((high - low + 1, len(stop) - 1), np.int32)
     for n in range(low, high + 1):
@@ -380,7 +380,7 @@ _CHUNK = 2**19  # characters that are encoded at a time: the rest of the memory 
 
 
 def _chunks(texts, begin, end):
-    "Texts begin to end - 1 in chunks, and how many characters each has: a pass over few at a time."
+    "Texts begin to end - 1 in chunks, with the number of characters of each text."
     while begin < end:
         some = texts[begin : min(begin + 2048, end)]
         sizes = np.fromiter(map(len, some), np.int64, len(some))
@@ -429,10 +429,10 @@ def _count_all(texts, threads, *settings):
     bounds, places = _shares(texts, threads)
     indices, data = np.empty(places[-1], np.int32), np.empty(places[-1], np.float32)
     rows = [_Rows(indices[a:b], data[a:b]) for a, b in itertools.pairwise(places)]
-    first, *others = zip(rows, itertools.pairwise(bounds), strict=True)
+    (own, share), *others = zip(rows, itertools.pairwise(bounds), strict=True)
     with ThreadPoolExecutor() as pool:
         work = [pool.submit(_count_some, r, texts, *part, settings) for r, part in others]
-        _count_some(first[0], texts, *first[1], settings)
+        _count_some(own, texts, *share, settings)  # the first share in this thread
         for one in work:
             one.result()
     indices = _joined(indices, [r.indices[: r.used] for r in rows])
