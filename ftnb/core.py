@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import importlib.metadata
+import numbers
 import os
 import platform
 import random
@@ -75,18 +76,19 @@ def check_texts_and_labels(
         raise UserError(f"all labels are {only}: two or more classes are needed")
     return texts, labels
 
-
+# %% ../nbs/00_core.ipynb #80c8a705
 def check_labels(y):
     "The labels as a one-dimensional array of one kind: integers, booleans or strings."
-    if isinstance(y, (str, bytes, dict, set)) or not hasattr(y, "__len__"):
+    if isinstance(y, (str, bytes, dict, set, frozenset)) or not hasattr(y, "__len__"):
         raise UserError(f"labels must be a list with one label per text, not a {type(y).__name__}")
     if getattr(y, "ndim", 1) != 1:
         raise UserError(f"labels must have one dimension, not {y.ndim}")
     listed = y.tolist() if hasattr(y, "tolist") else list(y)
     for i, label in enumerate(listed):
         if not isinstance(label, (str, bool, int, float, np.generic)):
-            kind = type(label).__name__
-            raise UserError(f"label {i} is {_short(label)} ({kind}): drop the row or label it")
+            kind, many = type(label).__name__, hasattr(label, "__len__")
+            remedy = "give one label per text" if many else "drop the row or label it"
+            raise UserError(f"label {i} is {_short(label)} ({kind}): {remedy}")
         if label != label:
             raise UserError(f"label {i} is NaN: drop the row or label it")
     strings = {isinstance(label, str) for label in listed}
@@ -96,15 +98,24 @@ def check_labels(y):
     if labels.dtype.kind == "f":
         if (labels != np.floor(labels)).any() or np.isinf(labels).any():
             raise UserError("labels are real numbers. Unknown label type: continuous; give classes")
+    if labels.dtype.kind in "fO" and any(_inexact(label) for label in listed):
+        raise UserError("labels are whole numbers too large to be told apart: give strings")
     return labels
+
+
+def _inexact(label) -> bool:
+    "A whole number that a float of 64 bits may not hold."
+    return isinstance(label, numbers.Integral) and abs(int(label)) > 2**53
 
 # %% ../nbs/00_core.ipynb #56d15d2c
 def seed_everything(
     seed: int,  # 0 to 2**32 - 1
 ) -> np.random.Generator:  # a fresh generator with the same seed, to be passed to functions
     "Seed Python, NumPy and (if loaded) torch on every device; fix the hash salt of children."
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed must be between 0 and 2**32 - 1, not {seed}")
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**32:
+        raise UserError(f"seed must be a whole number between 0 and 2**32 - 1, not {_short(seed)}")
+    seed = int(seed)
     os.environ["PYTHONHASHSEED"] = str(seed)
     random.seed(seed)
     np.random.seed(seed)
@@ -119,13 +130,16 @@ def device(
     "The device to compute on; `auto` prefers cuda, then mps. Raises UserError if it is absent."
     import torch
 
-    mps = torch.backends.mps.is_available()
-    present = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    counts = {"cuda": cards, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        name = next(kind for kind, here in present.items() if here)
-    if not present.get(name.split(":")[0], False):
-        here = ", ".join(kind for kind, there in present.items() if there)
-        raise UserError(f"device {name!r} is not available here; choose one of: auto, {here}")
+        name = next(kind for kind, n in counts.items() if n)
+    kind, colon, index = str(name).partition(":")
+    n = counts.get(kind, 0)
+    if not n or (colon and index not in map(str, range(n))):
+        here = ", ".join(kind for kind, n in counts.items() if n)
+        few = f" ({n} of {kind}, counted from 0)" if n else ""
+        raise UserError(f"device {name!r} is not available here{few}; choose one of: auto, {here}")
     return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #866b1cfc
@@ -166,12 +180,14 @@ def using_threads(
 
 
 def deterministic(on: bool = True):
-    "Ask torch for kernels that give the same bytes each time; raises later where none exists."
+    """Ask torch for kernels that give the same bytes each time; raises later where none exists.
+
+    `False` lets the others in again; CUBLAS_WORKSPACE_CONFIG stays set."""
     import torch
 
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # needed by cuBLAS before its first call
     torch.use_deterministic_algorithms(on)
-    torch.backends.cudnn.benchmark = not on
+    torch.backends.cudnn.benchmark = False  # as torch has it: the fastest kernel may vary
 
 # %% ../nbs/00_core.ipynb #79533842
 def cache_dir(
@@ -180,7 +196,11 @@ def cache_dir(
     "The user's cache folder for ftnb (`FTNB_CACHE` overrides it), made if needed."
     root = os.environ.get("FTNB_CACHE") or platformdirs.user_cache_dir("ftnb")
     path = Path(root).expanduser().joinpath(*parts)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"no cache can be made at {path}: a file is in the way; "
+                        "set FTNB_CACHE to a folder") from None
     return path
 
 
@@ -297,18 +317,31 @@ class Cost:
 
 # %% ../nbs/00_core.ipynb #6db7d066
 def environment() -> dict:  # plain strings and integers, ready for JSON
-    "What a result depends on beside code and data: versions, processor, cores, threads, device."
+    "What a result depends on beside code and data: versions, processor, threads, device present."
     names = "ftnb numpy scipy scikit-learn numba torch transformers papermill".split()
-    torch = sys.modules.get("torch")
     versions = {name: _version(name) for name in names}
     return {
         "versions": {"python": platform.python_version()} | versions,
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-        "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
+        "threads": _threads(),
+        "device": _device_present(),
     }
+
+# %% ../nbs/00_core.ipynb #60a928b5
+def _threads() -> int:
+    "The first of OMP_NUM_THREADS, which may be a list such as 4,2; else the number of cores."
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else os.cpu_count() or 1
+
+
+def _device_present() -> str:
+    "The name of the first NVIDIA card, mps, or cpu; a torch that is not loaded has no device."
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "mps" if torch and torch.backends.mps.is_available() else "cpu"
 
 
 def _version(name: str) -> str:
@@ -348,15 +381,20 @@ def attempt(
     answer,  # the learner's function
 ) -> bool:  # True when right
     "Check a learner's answer and say in one line how it went; an unfilled stub is not an error."
+    name = getattr(answer, "__name__", "the answer")  # a partial function has no name
     try:
         checker(answer)
     except NotImplementedError:
-        print(f"{answer.__name__}: not answered yet")
+        print(f"{name}: not answered yet")
         return False
     except AssertionError as e:
-        print(f"{answer.__name__}: not right yet. {e}")
+        print(f"{name}: not right yet. {e}")
         return False
-    print(f"{answer.__name__}: correct")
+    except Exception as e:
+        said = " ".join(f"{type(e).__name__}: {e}".split())
+        print(f"{name}: not right yet. It raised {said}")
+        return False
+    print(f"{name}: correct")
     return True
 
 

@@ -141,6 +141,11 @@ def prose(
     return "\n".join(line for line in lines if _is_prose(line))
 
 # %% ../nbs/01_corpora.ipynb #0e35c73b
+def _need_whole(name, value, least):
+    if type(value) is bool or not isinstance(value, (int, np.integer)) or value < least:
+        raise UserError(f"{name} must be a whole number of {least} or more, not {value!r}")
+
+
 @functools.lru_cache
 def _name_pattern(names):
     "Names of five letters or more match anywhere, shorter ones as whole words."
@@ -160,14 +165,17 @@ def mask_names(
     "Hide the names of libraries, in upper or lower case; short aliases only as whole words."
     if names is None:
         names = tuple(name for several in LIBRARIES.values() for name in several)
-    return _name_pattern(tuple(names)).sub(mask, text) if names else text
+    if isinstance(names, str) or "" in (names := tuple(names)):
+        raise UserError(f"names must be a list of names, such as ['numpy'], not {names!r}")
+    return _name_pattern(names).sub(lambda _: mask, text) if names else text
 
 # %% ../nbs/01_corpora.ipynb #7b7f549b
 def shingles(
     text: str,
-    k: int = 3,  # words in a run
+    k: int = 3,  # words in a run, 1 or more
 ) -> set[str]:  # a text shorter than k words is one shingle
     "The runs of k words, lower-cased, punctuation ignored; a CJK character counts as a word."
+    _need_whole("k", k, 1)
     words = _words_of(text)
     return {" ".join(words[i : i + k]) for i in range(max(1, len(words) - k + 1))}
 
@@ -184,7 +192,7 @@ def _words_of(text):
     return re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text.lower())
 
 # %% ../nbs/01_corpora.ipynb #76309a5a
-_BANDS, _ROWS = 16, 3  # two texts with J = 0.7 meet with probability 0.999
+_BANDS, _ROWS = 16, 3  # two texts with J = 0.7 meet with probability 0.999, with 0.6: 0.980
 
 
 def _shingle_codes(texts, k):
@@ -218,14 +226,15 @@ def _signatures(codes, starts):
 # %% ../nbs/01_corpora.ipynb #6f64a98b
 def near_duplicates(
     texts: list[str],
-    threshold: float = 0.7,  # Jaccard similarity of the shingle sets, above 0 and up to 1
-    k: int = 3,  # words in a shingle
+    threshold: float = 0.7,  # Jaccard similarity of the shingle sets, 0.6 to 1
+    k: int = 3,  # words in a shingle, 1 or more
 ) -> (
     np.ndarray
 ):  # (len(texts),) int64: the first kept text of which this is a near-duplicate, or -1: kept
     "Find near-duplicates by MinHash and bands (Broder 1997); candidates are compared exactly."
-    if not 0 < threshold <= 1:
-        raise UserError(f"threshold must be above 0 and up to 1, not {threshold}")
+    if not 0.6 <= threshold <= 1:  # below, too many pairs never meet in a band
+        raise UserError(f"threshold must be 0.6 to 1 (below, pairs are missed), not {threshold}")
+    _need_whole("k", k, 1)
     if not len(texts):
         return np.empty(0, np.int64)
     codes, starts = _shingle_codes(texts, k)
@@ -273,8 +282,12 @@ def _build_docstrings(libraries):
 # %% ../nbs/01_corpora.ipynb #6c1108d0
 def _chosen_libraries(libraries):
     chosen = set(LIBRARIES if libraries is None else libraries)
-    unknown = sorted(chosen - set(LIBRARIES))
-    if unknown or not chosen:
+    if isinstance(libraries, str) or not chosen:
+        raise UserError(
+            f"libraries must be a list of one or more, such as ['numpy'], not {libraries!r}; "
+            f"choose from: {', '.join(LIBRARIES)}"
+        )
+    if unknown := sorted(map(str, chosen - set(LIBRARIES))):
         raise UserError(
             f"unknown library {', '.join(unknown)!r}; choose from: {', '.join(LIBRARIES)}"
         )
@@ -298,8 +311,8 @@ def docstring_rows(
     import filelock
     import pyarrow.parquet
 
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be 1 or more, not {limit}")
+    if limit is not None:
+        _need_whole("limit", limit, 1)
     chosen = _chosen_libraries(libraries)
     versions = text_digest(_RECIPE, *(f"{name} {_version_of(name)}" for name in chosen))
     with writing_cache():
@@ -310,9 +323,9 @@ def docstring_rows(
                     _write_docstrings(path, chosen)
     try:
         return pyarrow.parquet.read_table(path).slice(0, limit).to_pylist()
-    except pyarrow.ArrowInvalid:
+    except (OSError, ValueError, pyarrow.ArrowException):  # which one depends on the damage
         raise UserError(
-            f"the cached file {path} is damaged; delete it or pass refresh=True"
+            f"the cached file {path} is damaged or cannot be read; delete it or pass refresh=True"
         ) from None
 
 # %% ../nbs/01_corpora.ipynb #a2d783ac
@@ -561,10 +574,10 @@ def hotline_rows(
     languages: tuple[str, ...] = ("en", "zh"),  # taken in turn
 ) -> list[dict]:  # see the table of fields; the first rows do not depend on n
     "Invented calls to a city's hotline in English and Chinese, with everything about them known."
-    if n < 1 or not 0 <= noise <= 1 or seed < 0:
-        raise UserError(
-            f"n and seed are whole and positive, noise 0 to 1; not {n}, {seed}, {noise}"
-        )
+    _need_whole("n", n, 1)
+    _need_whole("seed", seed, 0)
+    if not 0 <= noise <= 1:
+        raise UserError(f"noise is a share from 0 to 1, not {noise}")
     if not languages or set(languages) - {"en", "zh"}:
         raise UserError(f"languages must be some of 'en', 'zh', not {languages!r}")
     draw, words = np.random.default_rng(seed).random, _hotline_words()

@@ -49,13 +49,13 @@ class Corpus:
     notes: list = field(default_factory=list)  # what a user must be told
 
     def __post_init__(self):
-        self.split = np.array(["train"] * len(self) if self.split is None else self.split)
+        self.split = _known_splits(["train"] * len(self) if self.split is None else self.split)
         if self.labels is not None:
-            self.labels = np.asarray(self.labels, dtype=np.int64)
+            self.labels = _whole_labels(self.labels, len(self.label_names))
         columns = {"split": self.split, "labels": self.labels, **self.extra}
         for name, column in columns.items():
             if column is not None and len(column) != len(self):
-                raise ValueError(f"{name} has {len(column)} values for {len(self)} texts")
+                raise UserError(f"{name} has {len(column)} values for {len(self)} texts")
 
     def __len__(self):
         return len(self.texts)
@@ -78,8 +78,31 @@ class Corpus:
 SPLITS = ("train", "valid", "test")
 
 
+def _known_splits(split) -> np.ndarray:  # (n,) str
+    split = np.array(split)
+    if unknown := set(split.tolist()) - set(SPLITS):
+        raise UserError(f"no split {min(map(str, unknown))!r}; choose one of: {', '.join(SPLITS)}")
+    return split
+
+
+def _whole_labels(labels, n_names: int) -> np.ndarray:  # int64, all from 0 to n_names - 1
+    given = np.asarray(labels)
+    whole = given.dtype.kind in "iub" or all(
+        isinstance(v, (int, float)) and v % 1 == 0 for v in given.tolist())
+    if not whole:
+        raise UserError("labels must be whole numbers: label k has the name label_names[k]")
+    given = given.astype(np.int64, copy=False)
+    if given.size and not 0 <= given.min() <= given.max() < n_names:
+        raise UserError(f"labels from {given.min()} to {given.max()} for {n_names} names: "
+                        "label k has the name label_names[k]")
+    return given
+
+# %% ../nbs/02_data.ipynb #870699e3
 def _take(corpus: Corpus, indices) -> Corpus:
     indices = np.asarray(indices)
+    if indices.dtype == bool and len(indices) != len(corpus):
+        raise UserError(f"a mask of {len(indices)} values for {_rows(len(corpus))}; "
+                        "give one for each")
     at = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
     rows = at.tolist()
     return replace(
@@ -128,13 +151,12 @@ def _groups(keys) -> np.ndarray:  # (n,) int: equal keys, equal numbers, by firs
 def stratified_split(
     labels,  # n labels of any kind, or None
     texts,  # n strings; equal ones (normalised) stay together. Or n numbers of groups
-    valid: float = 0.1,  # share of rows for validation
-    test: float = 0.1,  # share of rows for testing
-    seed: int = 0,
+    valid: float = 0.1,  # share of the different texts for validation
+    test: float = 0.1,  # share of the different texts for testing
+    seed: int = 0,  # 0 or more
 ) -> np.ndarray:  # (n,) of "train", "valid", "test"
     "Split by class, seeded; duplicates stay on one side and every class keeps a train row."
-    if valid < 0 or test < 0 or valid + test >= 1:
-        raise UserError(f"valid={valid} and test={test} leave nothing to train on; lower them")
+    _check_split(labels, texts, valid, test, seed)
     rng = np.random.default_rng(seed)
     keys = texts if not isinstance(next(iter(texts), 0), str) else map(normalised, texts)
     groups = _groups(keys)
@@ -144,15 +166,28 @@ def stratified_split(
     split[_systematic(strata, test, rng)] = "test"
     rest = np.flatnonzero(split == "train")
     split[rest[_systematic(strata[rest], valid / (1 - test), rng)]] = "valid"
-    return _keep_a_train_row(split, strata)[groups]
+    _keep_a_train_row(split, strata, np.arange(len(first)))
+    if labels is not None:  # a class may stand in groups only that are filed under another label
+        _keep_a_train_row(split, _groups(np.asarray(labels)), groups)
+    return split[groups]
+
+# %% ../nbs/02_data.ipynb #08648756
+def _keep_a_train_row(split: np.ndarray, classes: np.ndarray, group: np.ndarray):
+    "A class with nothing in train gets the group of one of its rows back, from valid first."
+    for c in np.setdiff1d(classes, classes[split[group] == "train"]):
+        mine = group[classes == c]
+        split[min(mine, key=lambda g: SPLITS.index(split[g]))] = "train"
 
 
-def _keep_a_train_row(split: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    "A class with no group in train gives one back, from valid first."
-    for c in np.setdiff1d(strata, strata[split == "train"]):
-        rows = np.flatnonzero(strata == c)
-        split[min(rows, key=lambda r: split[r] == "test")] = "train"
-    return split
+def _check_split(labels, texts, valid, test, seed):
+    if labels is not None and len(labels) != len(texts):
+        raise UserError(f"{len(labels)} labels for {len(texts)} texts; give one for each")
+    if not (valid >= 0 and test >= 0):
+        raise UserError(f"valid={valid} and test={test} must be shares of 0 or more")
+    if valid + test >= 1:
+        raise UserError(f"valid={valid} and test={test} leave nothing to train on; lower them")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise UserError(f"seed must be a whole number of 0 or more, not {seed!r}")
 
 # %% ../nbs/02_data.ipynb #3af87333
 _TEXT_NAMES = ("text", "texts", "review", "sentence", "content", "title", "comment", "message",
@@ -249,10 +284,16 @@ def _check_classes(labels: list, rare: str, given: bool, name: str, notes: list)
     return keep
 
 # %% ../nbs/02_data.ipynb #6c7d75f7
-def _given_split(values: list, name: str) -> np.ndarray:
+def _split_column(columns, used: tuple) -> str | None:
+    "The column that gives the split, in upper or lower case; the lower one first."
+    found = [c for c in columns if str(c).lower() == "split" and c not in used]
+    return max(found, key=lambda c: c == "split", default=None)
+
+
+def _given_split(values: list, column: str, name: str) -> np.ndarray:
     bad = {str(v) for v in values} - {str(v) for v in values if str(v).lower() in _SPLIT_NAMES}
     if bad:
-        raise UserError(f"{name}: column 'split' holds {sorted(bad)[0]!r}; it may hold train, "
+        raise UserError(f"{name}: column {column!r} holds {sorted(bad)[0]!r}; it may hold train, "
                         "valid and test, or rename the column")
     return np.array([_SPLIT_NAMES[str(v).lower()] for v in values])
 
@@ -287,12 +328,13 @@ def _rows(n: int, kind: str = "") -> str:
     return f"{n:,} {kind} row{'' if n == 1 else 's'}".replace("  ", " ")
 
 
-def _need_all_parts(corpus: Corpus) -> Corpus:
+def _need_all_parts(corpus: Corpus, **shares) -> Corpus:  # shares: of valid and test
     "UserError if the table is too small, or repeats itself too much, to have all three parts."
     for part in SPLITS:
         if not np.any(corpus.split == part):
-            raise UserError(f"{corpus.name}: {len(corpus)} rows leave none for {part}; "
-                            "add rows, or a column 'split'")
+            remedy = f"pass {part}=0.1" if shares.get(part) == 0 else "add rows"
+            raise UserError(f"{corpus.name}: {_rows(len(corpus))} leave none for {part}; "
+                            f"{remedy}, or add a column 'split'")
     return corpus
 
 # %% ../nbs/02_data.ipynb #ee3c0c00
@@ -302,32 +344,35 @@ def read_table(
     label: str | None = None,  # label column; guessed when obvious
     *,
     encoding: str | None = None,  # detected if not given
-    valid: float = 0.1,  # share for validation, unless a column 'split' gives it
-    test: float = 0.1,  # share for testing, unless a column 'split' gives it
+    valid: float = 0.1,  # share for validation, above 0, unless a column 'split' gives it
+    test: float = 0.1,  # share for testing, above 0, unless a column 'split' gives it
     seed: int = 0,  # of the split
     rare: str = "error",  # "drop" leaves out classes with one example
 ) -> Corpus:
     "Read your own labelled texts; raises UserError with one line where they cannot be used."
+    if rare not in ("error", "drop"):
+        raise UserError(f"rare must be 'error' or 'drop', not {rare!r}")
     path, notes = Path(path).expanduser(), []
     columns = read_columns(path, encoding, notes)
     text = _column(columns, text, _TEXT_NAMES, "text", path.name)
     label = _column(columns, label, _LABEL_NAMES, "label", path.name, avoid=text)
     texts, labels = [_as_text(v) for v in columns[text]], _as_labels(columns[label])
     rows = np.flatnonzero(_drop_unusable(texts, labels, path.name, notes))
-    given = "split" in columns and "split" not in (text, label)
-    rows = rows[_check_classes([labels[i] for i in rows], rare, given, path.name, notes)]
+    given = _split_column(columns, (text, label))
+    rows = rows[_check_classes([labels[i] for i in rows], rare, bool(given), path.name, notes)]
     names = _sorted_names(labels[i] for i in rows)
     index = {v: k for k, v in enumerate(names)}
-    others = {c: v for c, v in columns.items() if c not in (text, label, "split")}
+    others = {c: v for c, v in columns.items() if c not in (text, label, given)}
     corpus = Corpus(
         path.name, [texts[i] for i in rows], [index[labels[i]] for i in rows], names,
-        _given_split([columns["split"][i] for i in rows], path.name) if given else None,
+        _given_split([columns[given][i] for i in rows], given, path.name) if given else None,
         extra={c: [v[i] for i in rows] for c, v in others.items()},
         licence="the user's own", notes=notes,
     )
     keys = _groups(map(normalised, corpus.texts))
     corpus, keys = _unstraddle(corpus, keys)
-    return _need_all_parts(_complete_splits(corpus, keys, seed, valid, test))
+    corpus = _complete_splits(corpus, keys, seed, valid, test)
+    return _need_all_parts(corpus, valid=valid, test=test)
 
 # %% ../nbs/02_data.ipynb #b7c95b5d
 def catalogue() -> dict:  # name -> entry, as in data/catalog.toml
@@ -659,7 +704,7 @@ def _consecutive(n: int, valid: float, test: float) -> np.ndarray:
 
 
 def _set_splits(entry: dict, corpus: Corpus, seed: int, valid: float, test: float) -> Corpus:
-    "Official splits kept, missing ones taken from train; duplicates never straddle."
+    "Official splits kept, missing ones taken from train; duplicates on one side, unless kept."
     kind = entry.get("splits", "by class")
     if kind == "whole":
         return corpus
@@ -689,6 +734,9 @@ def _licence_note(entry: dict) -> list[str]:
     return [note]
 
 # %% ../nbs/02_data.ipynb #696a470c
+_OPTIONS = {"docstrings": ("limit", "libraries", "refresh"), "hotline": ("n", "generator_seed")}
+
+
 def _load_docstrings(entry: dict, seed: int, valid: float, test: float, **options) -> Corpus:
     from ftnb.corpora import docstring_rows
 
@@ -703,11 +751,11 @@ def _load_docstrings(entry: dict, seed: int, valid: float, test: float, **option
 
 def _load_hotline(entry: dict, seed: int, valid: float, test: float, n: int = 4000,
                   generator_seed: int = 0) -> Corpus:
-    "Noisy labels in train and valid, true intents in test; the true ones are extra['intent']."
+    "Noisy labels in train and valid; extra['intent'] is true, extra['noisy'] marks wrong draws."
     from ftnb.corpora import hotline_rows
 
     rows = hotline_rows(n=n, seed=generator_seed)
-    names = sorted({row["intent"] for row in rows})
+    names = sorted({row[k] for row in rows for k in ("intent", "label")})
     texts, true = [row["text"] for row in rows], [names.index(row["intent"]) for row in rows]
     split = stratified_split(true, texts, valid, test, seed)
     given = [names.index(row["label"]) for row in rows]
@@ -734,12 +782,15 @@ def load(
 ) -> Corpus:
     "A catalogued set, or `docstrings` or `hotline`. Raises UserError with one line."
     entry = _entry(name)
+    if unknown := sorted(set(options) - set(_OPTIONS.get(name, ()))):
+        there = ", ".join(("seed", "valid", "test", *_OPTIONS.get(name, ("subset", "label"))))
+        raise UserError(f"{name} has no option {unknown[0]!r}; it has: {there}")
     if name in _MADE:
         if subset or label:
             raise UserError(f"{name} has neither subset nor label; leave them out")
         corpus = _MADE[name](entry, seed, valid, test, **options)
     else:
-        corpus = _load_files(entry, subset, label, seed, valid, test, **options)
+        corpus = _load_files(entry, subset, label, seed, valid, test)
     return corpus if split is None else corpus.part(split)
 
 
@@ -785,6 +836,7 @@ def load_table(
     tables = [f["path"] for f in entry["files"] if f["path"].endswith(".csv")]
     if not tables:
         raise UserError(f"{name} has no tables; use load({name!r})")
+    _licence_note(entry)
     path = _obtain(name, _file(entry, file or tables[0]))
     header = None if path.name in entry.get("headerless", ()) else "infer"
     return pd.read_csv(path, header=header, keep_default_na=False, na_values=[""])

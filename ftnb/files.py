@@ -20,13 +20,14 @@ import re
 import stat
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from .core import UserError, atomic_path, file_digest, require_disk, writing_cache
+from .core import UserError, file_digest, require_disk, writing_cache
 
 # %% ../nbs/01_files.ipynb #0bdef4b7
 _MARKS = (  # byte order marks; UTF-32 first, since its mark begins with that of UTF-16
@@ -151,10 +152,16 @@ def _decode(raw: bytes, encoding: str | None, name: str, notes: list) -> str:
         notes.append(f"read as {found}, detected from the bytes")
     if "\0" in text:
         raise UserError(f"{name} holds zero bytes, so it is no text; is it another format?")
+    if not text.strip():
+        raise _empty(name)
     bad = text.count("\ufffd")
     if bad:
         notes.append(f"{bad:,} damaged or undecodable characters stand as \ufffd")
     return text
+
+
+def _empty(name: str) -> UserError:
+    return UserError(f"{name} is empty; it needs a header and rows")
 
 
 def _delimited(text: str, name: str, notes: list) -> dict:  # column -> list
@@ -190,16 +197,36 @@ def _columns(records, name: str) -> dict:
 # %% ../nbs/01_files.ipynb #7d6af9b0
 def _json_lines(text: str, name: str) -> dict:
     "Columns of JSON-lines (or one JSON list of objects); a key that a row lacks gives None."
+    if _is_one_object(text):
+        raise UserError(f"{name} holds one object; a list of objects is needed, one for each row")
     rows = _json_list(text, name) if text.lstrip()[:1] == "[" else list(_json_rows(text, name))
+    if not any(rows):
+        raise _empty(name)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return {key: [row.get(key) for row in rows] for key in keys}
 
 
-def _json_list(text: str, name: str) -> list[dict]:
+def _is_one_object(text: str) -> bool:
+    "One object with a list for each column, or one that takes several lines."
     try:
-        rows = json.loads(text)
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    lists = isinstance(whole, dict) and all(isinstance(v, list) for v in whole.values())
+    return isinstance(whole, dict) and ("\n" in text.strip() or bool(whole) and lists)
+
+
+def _from_json(text: str, where: str):
+    try:
+        return json.loads(text)
     except ValueError as e:
-        raise UserError(f"{name} is not valid JSON: {e}") from None
+        raise UserError(f"{where} not valid JSON: {e}") from None
+    except RecursionError:
+        raise UserError(f"{where} not a table: its JSON is nested too deeply") from None
+
+# %% ../nbs/01_files.ipynb #30c65dd7
+def _json_list(text: str, name: str) -> list[dict]:
+    rows = _from_json(text, f"{name} is")
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{name}: a list of objects is needed, each with a text and a label")
     return rows
@@ -208,15 +235,12 @@ def _json_list(text: str, name: str) -> list[dict]:
 def _json_rows(text: str, name: str):
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise UserError(f"{name}, line {number}: not valid JSON: {e}") from None
+            row = _from_json(line, f"{name}, line {number}:")
             if not isinstance(row, dict):
                 raise UserError(f"{name}, line {number}: an object in braces is needed")
             yield row
 
-# %% ../nbs/01_files.ipynb #30c65dd7
+# %% ../nbs/01_files.ipynb #40c9f0a7
 def _parquet(raw: bytes, name: str) -> dict:
     import pyarrow
     import pyarrow.parquet
@@ -240,8 +264,8 @@ def _file_bytes(path: Path) -> bytes:
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     if not raw.strip():
-        raise UserError(f"{path.name} is empty; it needs a header and rows")
-    return gunzip(raw) if path.suffix == ".gz" else raw
+        raise _empty(path.name)
+    return gunzip(raw) if path.suffix.lower() == ".gz" else raw
 
 
 def _neighbours(path: Path) -> list[str]:
@@ -255,7 +279,7 @@ def read_columns(
 ) -> dict:  # column -> list of values, all of one length
     "The columns of a table in any of the formats; UserError says what is wrong with it."
     raw = _file_bytes(path)
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
     if kind.lower() in (".xlsx", ".xls", ".ods"):
         raise UserError(f"{path.name} is a spreadsheet; save it as CSV first")
     if kind.lower() in (".parquet", ".pq"):
@@ -311,9 +335,11 @@ def members(
 ):  # yields (name, bytes)
     "Read the files of an archive in memory; unsafe names, links and bombs raise UserError."
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file {path}; check the path")
     try:
         with _open_archive(path) as archive:
-            entries = list((_zip_entries if path.suffix == ".zip" else _tar_entries)(archive))
+            entries = list((_zip_entries if _is_zip(path) else _tar_entries)(archive))
             for name, plain, _, _ in entries:
                 if not plain:
                     raise UserError(f"{path.name} holds {name!r}, which is no plain file; refused")
@@ -325,24 +351,54 @@ def members(
                     limit -= len(raw)
                     yield _safe_name(name, path.name), raw
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as e:
-        raise UserError(f"{path.name} is not a whole archive: {e}; fetch it again") from None
+        reason = str(e).partition("\n")[0].rstrip(":")
+        raise UserError(f"{path.name} is not a whole archive: {reason}; fetch it again") from None
+    except RuntimeError as e:  # encrypted, or a compression that Python does not know
+        raise UserError(f"{path.name} cannot be read here: {e}; unpack it yourself") from None
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
 
 
 def _open_archive(path: Path):
-    return zipfile.ZipFile(path) if path.suffix == ".zip" else tarfile.open(path)
+    return zipfile.ZipFile(path) if _is_zip(path) else tarfile.open(path)
 
-
+# %% ../nbs/01_files.ipynb #c270bb3e
 def unpack(path: str | Path, folder: str | Path, limit: int = LIMIT) -> list[Path]:
-    "Write the files of an archive below `folder`, never outside; returns what was written."
-    written = []
-    for name, raw in members(path, limit=limit):
-        target = Path(folder).resolve() / name
-        if Path(folder).resolve() not in target.resolve().parents:
-            raise UserError(f"{name!r} would be written outside of {folder}; refused")
-        with atomic_path(target) as temporary:
-            temporary.write_bytes(raw)
-        written.append(target)
-    return written
+    "Write the files of an archive below `folder`, all or none, never outside; returns their paths."
+    folder = base = Path(folder).resolve()
+    while not base.is_dir():
+        base = base.parent
+    with tempfile.TemporaryDirectory(dir=base, prefix=".unpack-") as d:  # on the same disk
+        drafts = {}  # place -> draft; a name that occurs twice keeps its last content
+        for name, raw in members(path, limit=limit):
+            _check_place(folder, name)
+            drafts[folder / name] = _write_draft(Path(d) / name, raw)
+        for target, draft in drafts.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(draft, target)
+    return list(drafts)
+
+
+def _check_place(folder: Path, name: str):
+    "Raise unless a file can be put there: inside the folder, and nothing of another kind there."
+    target = folder / name
+    if folder not in target.resolve().parents:
+        raise UserError(f"{name!r} would be written outside of {folder}; refused")
+    parents = [p for p in target.parents if p != folder and folder in p.parents]
+    if target.is_dir() or any(p.exists() and not p.is_dir() for p in [folder, *parents]):
+        raise UserError(f"{name!r} cannot be put into {folder}: a file or folder is in the way")
+
+
+def _write_draft(draft: Path, raw: bytes) -> Path:
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(raw)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise UserError(f"the archive holds {draft.name!r} or a folder above it twice, "
+                        "as a file and as a folder; refused") from None
+    return draft
 
 # %% ../nbs/01_files.ipynb #735cb500
 class Unreachable(UserError):
@@ -373,13 +429,16 @@ def _fetch_piece(url: str, part: Path, size: int | None, report) -> int | None:
         if start:
             return size
     with _request(url, start) as response:
-        if response.status_code == 416:  # the part is longer than the file, so it is not ours
+        if response.status_code == 416:  # nothing follows: the part is all, or it is not ours
+            total = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+            if size is None and total and int(total[1]) == start:
+                return start
             part.unlink(missing_ok=True)
             raise ConnectionError("the server refused to resume")
         if response.status_code >= 500 or response.status_code == 429:
             raise ConnectionError(f"the server answered {response.status_code}")
         if response.status_code not in (200, 206):
-            raise Unreachable(f"the server answered {response.status_code}")
+            raise Unreachable(f"cannot fetch {url}: the server answered {response.status_code}")
         start = _begins_at(response, start)
         if response.status_code == 206 and not start and part.exists():
             part.unlink()
@@ -431,7 +490,7 @@ def download(
     url: str,
     target: str | Path,  # final name; `target`.part beside it holds what has come so far
     size: int | None = None,  # bytes expected
-    sha256: str | None = None,  # digest expected
+    sha256: str | None = None,  # digest expected; without it every call starts anew
     tries: int = 4,  # attempts, each resuming the last
     wait: float = 0.5,  # seconds before the second attempt; doubled each time
 ) -> Path:
@@ -444,10 +503,12 @@ def download(
     with FileLock(str(target) + ".lock"):
         if target.exists() and not file_fault(target, size, sha256):
             return target  # another process was faster
+        if not sha256:
+            part.unlink(missing_ok=True)  # perhaps of another version: nothing could tell
         try:
             stated = _with_retries(url, part, size, tries, wait)
         except ConnectionError as e:
-            raise _broken(url, part, size, e) from None
+            raise _broken(url, part, size, sha256, e) from None
         _accept(part, url, size or stated, sha256)
         os.replace(part, target)
     return target
@@ -465,20 +526,22 @@ def _accept(part: Path, url: str, size: int | None, sha256: str | None):
     "Raise unless the bytes are all there and right; wrong bytes are removed, missing ones not."
     got = part.stat().st_size
     if size is not None and got < size:
-        raise UserError(f"{url} ended after {got:,} of {size:,} bytes; "
-                        "run again to go on from there")
+        raise UserError(f"{url} ended after {got:,} of {size:,} bytes; {_again(sha256)}")
     fault = file_fault(part, size, sha256)
     if fault:
         part.unlink()
         raise UserError(f"{url} is not the file expected: {fault}; it was removed")
 
 
-def _broken(url: str, part: Path, size: int | None, error: Exception) -> UserError:
+def _again(sha256: str | None) -> str:
+    return "run again to go on from there" if sha256 else "run again"
+
+
+def _broken(url: str, part: Path, size: int | None, sha256: str | None, error) -> UserError:
     "The one line for a download that failed: how far it came, or that nobody answered."
     got = part.stat().st_size if part.exists() else 0
     if got:
         of = f" of {size:,}" if size else ""
-        return Unreachable(f"{url} broke off after {got:,}{of} bytes; "
-                           "run again to go on from there")
+        return Unreachable(f"{url} broke off after {got:,}{of} bytes; {_again(sha256)}")
     reason = "no connection" if "Max retries" in str(error) else str(error)[:120]
     return Unreachable(f"cannot fetch {url}: {reason}")

@@ -111,7 +111,7 @@ def test_a_notebook_runs_from_top_to_bottom(lab, page):
     assert [o for o in outputs if "image/png" in o.get("data", {})], "the figure is missing"
 
 
-def await_counts(page, path, seconds=120):
+def await_counts(page, path, seconds=300):
     "Save every few seconds until each code cell of the saved file has been executed; the cells."
     for _ in range(seconds // 3):
         page.wait_for_timeout(3000)

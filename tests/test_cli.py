@@ -272,7 +272,7 @@ def test_compare_interrupted_and_continued(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     cells = tmp_path / "out" / "cells"
     deadline = time.monotonic() + 90
-    while not (cells.is_dir() and len(list(cells.glob("*.json"))) >= 5):
+    while not (cells.is_dir() and len(list(cells.glob("[!.]*.json"))) >= 5):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -283,12 +283,12 @@ def test_compare_interrupted_and_continued(tmp_path):
     assert len(said.strip().splitlines()) == 1
     _, alive = psutil.wait_procs(below, timeout=10)
     assert not alive, "a process stayed behind"
-    done = {p.name: p.stat().st_mtime_ns for p in cells.glob("*.json")}
+    done = {p.name: p.stat().st_mtime_ns for p in cells.glob("[!.]*.json")}
     assert 5 <= len(done) < 500
     again = ftnb(*long, "--seeds", 4, "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["corpora"][0]["curves"][0]["seeds"] == 4
-    assert {p.name: p.stat().st_mtime_ns for p in cells.glob("*.json")} == done
+    assert {p.name: p.stat().st_mtime_ns for p in cells.glob("[!.]*.json")} == done
     left = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"index.html", "39_compare.ipynb", "record.json"} <= left
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,7 +101,7 @@ def test_folders_are_made_and_long_names_fit(tmp_path):
     assert path.stat().st_mode & 0o444 == 0o444, "a result is to be read"
 
 
-@pytest.mark.parametrize("name", ["abacus", "", "cpux", "gpu:0"])
+@pytest.mark.parametrize("name", ["abacus", "", "cpux", "gpu:0", "cpu:x", "cpu:", "cuda:99"])
 def test_an_absent_device_is_refused_in_one_line(name):
     with pytest.raises(UserError, match="auto.*cpu") as refused:
         device(name)
@@ -151,6 +152,55 @@ def test_the_cache_can_be_put_elsewhere(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "other"
 
 
+@pytest.mark.parametrize("below", [(), ("a", "b")])
+def test_a_cache_that_is_a_file_is_one_line(monkeypatch, tmp_path, below):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="FTNB_CACHE"):
+        cache_dir(*below)
+
+
+@pytest.mark.parametrize("given, threads", [("4,2", 4), ("3", 3), ("", None), ("many", None)])
+def test_threads_as_openmp_reads_them(monkeypatch, given, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert environment()["threads"] == (threads or os.cpu_count())
+
+
+def test_deterministic_leaves_the_search_for_fast_kernels_off():
+    before = torch.backends.cudnn.benchmark
+    try:
+        for on in (True, False):
+            core.deterministic(on)
+            assert torch.backends.cudnn.benchmark is False
+    finally:
+        core.deterministic(False)
+        torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("labels, told", [
+    (frozenset("ab"), "frozenset"), ([[0], [1]], "one label per text"), ([None, 1], "drop the row"),
+    ([2**64, 2**64 + 1], "too large"), ([-1, 2**63], "too large"), ([1.0, 2**53 + 1], "too large"),
+])  # fmt: skip
+def test_labels_that_are_refused(labels, told):
+    with pytest.raises(UserError, match=told):
+        core.check_labels(labels)
+
+
+def test_large_labels_that_fit_stay_apart():
+    for labels in ([2**63, 2**63 + 1], [-(2**63), 5], [0.0, 1.0]):
+        assert core.check_labels(labels).tolist() == labels
+
+
+def test_an_answer_that_raises_is_told_in_one_line(capsys):
+    def fails(answer):
+        raise TypeError("two\nlines")
+
+    assert not core.attempt(fails, len) and not core.attempt(fails, "no function")
+    assert capsys.readouterr().out == (
+        "len: not right yet. It raised TypeError: two lines\n"
+        "the answer: not right yet. It raised TypeError: two lines\n")
+
+
 def test_an_empty_override_counts_as_none(monkeypatch, tmp_path):
     monkeypatch.setattr(core.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     monkeypatch.setenv("FTNB_CACHE", "")
@@ -176,11 +226,16 @@ def test_children_of_a_seeded_process_share_the_hash_salt(salt):
     assert first != hash_in_a_child()
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("seed", [-1, 2**32, True, 1.5, "7", None])
 def test_a_seed_out_of_range_changes_nothing(salt, seed):
     with pytest.raises(UserError, match="between 0 and"):
         seed_everything(seed)
     assert os.environ["PYTHONHASHSEED"] == "random"
+
+
+def test_a_seed_of_numpy_is_the_same_seed(salt):
+    assert seed_everything(np.uint64(7)).random() == seed_everything(7).random()
+    assert os.environ["PYTHONHASHSEED"] == "7"
 
 
 def test_the_largest_seed_works(salt):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from ftnb import corpora
@@ -95,8 +96,12 @@ def test_languages_noise_and_prefix():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"n": 0}, {"noise": 1.5}, {"seed": -1}, {"languages": ("de",)}, {"languages": ()}]
-)
+    "wrong",
+    [
+        {"n": 0}, {"n": 2.5}, {"noise": 1.5}, {"seed": -1}, {"seed": 1.5},
+        {"languages": ("de",)}, {"languages": ()},
+    ],
+)  # fmt: skip
 def test_hotline_refuses_what_it_cannot_do(wrong):
     with pytest.raises(UserError) as e:
         corpora.hotline_rows(**wrong)
@@ -140,6 +145,10 @@ def test_a_damaged_cache_is_named(cache, one_library):
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match="refresh"):
         corpora.docstring_rows(libraries=["networkx"])
+    broken = pyarrow.array([b"\xff"]).cast(pyarrow.string(), safe=False)  # no UTF-8
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), file)
+    with pytest.raises(UserError, match="refresh"):
+        corpora.docstring_rows(libraries=["networkx"])
     assert len(corpora.docstring_rows(libraries=["networkx"], refresh=True)) == 2
 
 
@@ -169,7 +178,13 @@ def test_two_processes_build_once(tmp_path):
     assert said[0][-1] == said[1][-1]
 
 
-@pytest.mark.parametrize("wrong", [{"limit": 0}, {"libraries": ["abacus"]}, {"libraries": []}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0}, {"limit": 1.5}, {"libraries": ["abacus"]}, {"libraries": []},
+        {"libraries": "numpy"},
+    ],
+)  # fmt: skip
 def test_docstrings_refuse_what_they_cannot_do(cache, wrong):
     with pytest.raises(UserError) as e:
         corpora.docstring_rows(**wrong)
@@ -196,8 +211,11 @@ def test_near_duplicates_of_odd_texts():
     assert of[4] == 3 and of[7] == 6 and of[1] == 0 and of[0] == -1
     assert corpora.near_duplicates([]).shape == (0,)
     assert corpora.near_duplicates(["word " * 200_000, "other"]).tolist() == [-1, -1]
-    with pytest.raises(UserError):
-        corpora.near_duplicates(["a"], threshold=0)
+    for wrong in ({"threshold": 0.5}, {"threshold": 1.1}, {"k": 0}, {"k": -1}, {"k": 2.5}):
+        with pytest.raises(UserError):
+            corpora.near_duplicates(["a"], **wrong)
+    with pytest.raises(UserError, match="k must be"):
+        corpora.shingles("a b", 0)
 
 
 def test_near_duplicates_agree_with_comparing_every_pair():
@@ -223,6 +241,10 @@ def test_masking():
     assert corpora.mask_names("TorchScript in sklearn_extra") == "<lib>Script in <lib>_extra"
     assert corpora.mask_names("a b", ()) == "a b"
     assert corpora.mask_names("c++ and c", ("c++",)) == "<lib> and c"
+    assert corpora.mask_names("numpy", ["numpy"], r"\1\lib") == r"\1\lib"
+    for wrong in ("numpy", [""]):
+        with pytest.raises(UserError, match="names must be a list"):
+            corpora.mask_names("numpy", wrong)
 
 
 def test_a_cache_that_may_not_be_written_to(cache, one_library, monkeypatch):

@@ -388,6 +388,18 @@ def test_stratified_split_properties():
     with pytest.raises(UserError, match="leave nothing"):
         stratified_split([0, 1], ["a", "b"], 0.5, 0.5)
     assert len(stratified_split([], [])) == 0
+    for wrong in ({"labels": [0]}, {"valid": float("nan")}, {"seed": -1}, {"seed": 0.5}):
+        with pytest.raises(UserError) as e:
+            stratified_split(**{"labels": [0, 1], "texts": ["a", "b"]} | wrong)
+        assert "\n" not in str(e.value)
+
+
+def test_a_class_whose_texts_have_two_labels_keeps_a_train_row():
+    labels = np.repeat(["A", "B"], [20, 2])
+    texts = [f"t{i}" for i in [*range(20), 0, 1]]
+    for seed in range(200):
+        split = stratified_split(labels, texts, seed=seed)
+        assert "B" in labels[split == "train"] and (split[:2] == split[20:]).all()
 
 
 def test_shares_are_exact_to_one_row():
@@ -407,6 +419,13 @@ def test_corpus_checks_and_digest():
     assert one.digest == Corpus("d", ["a", "b"], [1, 0], ["y", "x"], notes=["n"]).digest
     with pytest.raises(UserError, match="choose one of"):
         one.part("dev")
+    with pytest.raises(UserError, match="mask of 1 values for 2 rows"):
+        one.take([True])
+    with pytest.raises(UserError, match="no split 'tset'"):
+        Corpus("c", ["a"], split=["tset"])
+    for labels in ([0.9], [-1], [1], [float("nan")], ["x"]):
+        with pytest.raises(UserError, match="label k has the name"):
+            Corpus("c", ["a"], labels, ["x"])
 
 
 def test_seed_changes_only_the_split(mirrored):
@@ -578,6 +597,30 @@ def test_given_splits_are_kept(tmp_path):
     assert "1 train row dropped: also in test" in corpus.notes and "c" in corpus.label_names
     corpus = read_table(write(tmp_path, "text,label,split\n" + rows.replace("dev", "train")))
     assert counts(corpus)["test"] == 14 and counts(corpus)["valid"] > 0
+    for column in ("Split", "SPLIT"):
+        again = read_table(write(tmp_path, f"text,label,{column}\n" + rows))
+        assert counts(again) == {"train": 40, "valid": 6, "test": 14} and not again.extra
+
+
+def test_shares_of_nothing_and_an_unknown_way_with_rare_classes(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(UserError, match="pass valid=0.1"):
+        read_table(path, valid=0)
+    with pytest.raises(UserError, match="'error' or 'drop', not 'Drop'"):
+        read_table(path, rare="Drop")
+
+
+def test_options_that_a_set_does_not_have():
+    with pytest.raises(UserError, match="trec6 has no option 'n'"):
+        load("trec6", n=5)
+    with pytest.raises(UserError, match="hotline has no option 'limit'.*generator_seed"):
+        load("hotline", limit=5)
+
+
+def test_a_table_tells_its_licence(mirrored, caplog):
+    data._told.discard("metr_la_week")
+    data.load_table("metr_la_week")
+    assert any("licence unclear" in line for line in caplog.messages)
 
 
 def test_huge_text_and_many_classes(tmp_path):
@@ -611,6 +654,7 @@ def test_hotline():
     )
     assert 0.01 < wrong < 0.05 and any("3 % noise" in n for n in corpus.notes)
     assert not texts_of(corpus, "train") & texts_of(corpus, "test")
+    check_corpus(load("hotline", n=40))  # a wrong label that is nobody's intent
     assert load("hotline", n=1200, seed=1).digest == corpus.digest != load("hotline", n=1200).digest
 
 

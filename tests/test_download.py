@@ -55,6 +55,28 @@ def test_resumes_in_a_second_call(server, tmp_path):
     assert server.log[-1][1] == "bytes=150000-"
 
 
+def test_without_a_digest_a_second_call_starts_anew(server, tmp_path):
+    "The file may have changed in between, and nothing could tell."
+    server.cuts["a.bin"] = [150_000]
+    with pytest.raises(UserError, match="run again$"):
+        get(server, tmp_path, tries=1, sha256=None)
+    server.files["a.bin"] = BODY[::-1]
+    assert get(server, tmp_path, sha256=None).read_bytes() == BODY[::-1]
+    assert server.log[-1][1] is None
+
+
+def test_a_part_that_is_all_of_a_file_of_unknown_size_is_kept(tmp_path, monkeypatch):
+    class Answer(contextlib.nullcontext):
+        status_code, headers = 416, {"Content-Range": f"bytes */{len(BODY)}"}
+
+        def __enter__(self):
+            return self
+
+    monkeypatch.setattr(files, "_request", lambda url, start: Answer())
+    (tmp_path / "a.bin.part").write_bytes(BODY)
+    assert files.download("http://x/a.bin", tmp_path / "a.bin", sha256=SHA).read_bytes() == BODY
+
+
 def test_truncated_without_known_size_is_noticed(server, tmp_path):
     server.cuts["a.bin"] = [10, 0, 0, 0]
     with pytest.raises(UserError, match="broke off after 10"):
@@ -102,7 +124,7 @@ def test_server_errors_are_retried_and_404_is_not(server, tmp_path):
         get(server, tmp_path, tries=3)
     assert len(server.log) == 3
     server.status["a.bin"] = 404
-    with pytest.raises(files.Unreachable, match="404"):
+    with pytest.raises(files.Unreachable, match="a.bin.*404"):
         get(server, tmp_path, tries=3)
     assert len(server.log) == 4
 
@@ -306,6 +328,51 @@ def test_broken_archives(tmp_path):
             list(files.members(tmp_path / name))
     with pytest.raises(UserError, match="gzip"):
         files.gunzip(gzip.compress(b"x" * 9000)[:-12])
+
+
+def test_a_bad_archive_writes_nothing(tmp_path):
+    bomb = zipped(tmp_path / "b.zip", ("a", b"1", 0), ("b", bytes(5_000_000), 0))
+    both = zipped(tmp_path / "c.zip", ("a", b"1", 0), ("a/b", b"2", 0))
+    for path, told in ((bomb, "unpacks to more"), (both, "as a file and as a folder")):
+        with pytest.raises(UserError, match=told):
+            files.unpack(path, tmp_path / "out", limit=1_000_000)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["b.zip", "c.zip"]
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="in the way"):
+        files.unpack(zipped(tmp_path / "d.zip", ("z", b"1", 0), ("a", b"2", 0)), tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").rglob("*")] == ["a"]
+
+
+def test_archives_that_cannot_be_read_are_one_line(tmp_path):
+    whole = zipped(tmp_path / "A.ZIP", ("a", b"1" * 99, 0))
+    assert list(files.members(whole)) == [("a", b"1" * 99)], "capitals in the suffix"
+    raw = bytearray(whole.read_bytes())
+    flags = raw.index(b"PK\x01\x02") + 8
+    locked = bytes(raw[:6] + b"\1" + raw[7:flags] + b"\1" + raw[flags + 1 :])
+    method = bytes(raw[:8] + b"\x63" + raw[9 : flags + 2] + b"\x63" + raw[flags + 3 :])
+    for name, content, told in (("l.zip", locked, "encrypted"), ("m.zip", method, "compression"),
+                                ("t.tar", b"no archive" * 99, "not a whole archive")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=told) as e:
+            list(files.members(tmp_path / name))
+        one_line(e)
+    with pytest.raises(UserError, match="no file"):
+        list(files.members(tmp_path / "absent.zip"))
+
+
+@pytest.mark.parametrize("name, content, told", [
+    ("a.csv", b"\xef\xbb\xbf", "is empty"), ("a.csv.gz", gzip.compress(b""), "is empty"),
+    ("a.csv.GZ", gzip.compress(b" \n"), "is empty"), ("a.json", b"[]", "is empty"),
+    ("a.json", b'{"text": ["a"], "label": [1]}', "a list of objects"),
+    ("a.json", b'{\n"text": "a",\n"label": 1}', "a list of objects"),
+    ("a.json", b"[" * 100_000, "nested too deeply"),
+    ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1: not a table.*nested too deeply"),
+])  # fmt: skip
+def test_tables_without_rows_are_one_line(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=told) as e:
+        files.read_columns(tmp_path / name, None, [])
+    one_line(e)
 
 
 def test_interrupt_keeps_what_has_come(server, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
@@ -105,7 +106,50 @@ def test_an_unknown_size_is_refused_with_the_sizes_there_are(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["99_absent", "absent.ipynb", "", "../etc"])
+@pytest.mark.parametrize("value", [Path("a"), {1, 2}, [float("inf")], {"a": {("b",): 1}}])
+def test_a_parameter_without_a_json_form_is_refused_before_anything_runs(tmp_path, value):
+    with pytest.raises(UserError, match="'number' holds.*no JSON form"):
+        run_notebook(notebook(tmp_path), {"number": value}, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_numbers_of_numpy_are_parameters(tmp_path):
+    run = run_notebook(notebook(tmp_path), {"number": np.int64(4)}, out=tmp_path / "runs")
+    facts = json.loads((run / "record.json").read_text())
+    assert facts["parameters"]["number"] == 4 and facts["metrics"]["double"] == 8
+
+
+def test_a_process_that_dies_is_kept_as_a_failure(tmp_path):
+    body = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(NotebookFailed, match="out of memory") as failed:
+        run_notebook(notebook(tmp_path, body), out=tmp_path / "runs")
+    assert names(tmp_path / "runs") == ["failed"] and failed.value.path.exists()
+
+
+def test_a_folder_inside_another_checkout_has_no_commit(tmp_path):
+    "A package that is installed below somebody's repository is not part of it."
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "theirs.txt").write_text("tracked")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "x")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert runs.git_state(tmp_path)["commit"]
+    assert runs.git_state(tmp_path / "installed") == {"commit": None, "dirty": None}
+
+
+@pytest.mark.parametrize("text, told", [
+    ("number: [1", "cannot be read as YAML"), ("- 1", "name: value"), ("1: 2", "name: value"),
+    ("number: 1e-3", "write 1.0e-3"), ("number: [2.5e3]", "write 2.5e\\+3"),
+])  # fmt: skip
+def test_a_size_file_that_is_wrong_is_one_line(tmp_path, text, told):
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes" / "toy.odd.yaml").write_text(text)
+    with pytest.raises(UserError, match=told) as refused:
+        runs.size_parameters(notebook(tmp_path), "odd")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["99_absent", "absent.ipynb", "", "../etc", "/no/04_runs.ipynb"])
 def test_an_unknown_notebook_is_refused_with_the_names_there_are(tmp_path, name):
     with pytest.raises(UserError, match="no notebook.*runs.*train") as refused:
         run_notebook(name, out=tmp_path / "runs")
