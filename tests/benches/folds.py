@@ -8,16 +8,17 @@ ROWS, FOLDS, RANGES = 1_200, 10, ((1, 1), (1, 2))  # of each set, so that one tu
 
 
 def sets():
-    "Film reviews (two classes) and questions (six), else calls; rows drawn once; and which."
+    "Film reviews (two classes, three sets) and questions (six), else calls; drawn once; and which."
     from ftnb.core import UserError
     from ftnb.data import load
 
     try:
-        corpora, said = [load("sentence_polarity"), load("trec6", split="train")], ""
+        films = [load(name) for name in ("sentence_polarity", "subjectivity", "sst2")]
+        corpora, said = [*films, load("trec6", split="train")], ""
     except UserError:
         corpora, said = [load("hotline")], " (the public sets are not here: set FTNB_MIRROR)"
     drawn = [c.take(np.random.default_rng(0).permutation(len(c))[:ROWS]) for c in corpora]
-    names = " and ".join(c.name for c in drawn)
+    names = ", ".join(c.name for c in drawn)
     data = [(c.texts, c.labels) for c in drawn]
     return data, f"{ROWS:,} rows each of {names}, {FOLDS} folds, uni- and bigrams{said}"
 
