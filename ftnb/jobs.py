@@ -23,6 +23,7 @@ import secrets
 import shlex
 import shutil
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +36,15 @@ from ftnb.runs import (
 )
 
 # %% ../nbs/06_jobs.ipynb #a9f49a9f
+_PARSING = threading.Lock()  # before Python 3.12 two threads that parse at once may fail
+
+
 def imported_modules(source: str) -> set[str]:  # such as {"core", "bow"}
     "The modules of ftnb that Python code imports anywhere, in functions too."
     found = set()
-    for node in ast.walk(ast.parse(re.sub(r"^\s*[%!].*", "", source, flags=re.M))):
+    with _PARSING:
+        tree = ast.parse(re.sub(r"^\s*[%!].*", "", source, flags=re.M))
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             path = node.module or ""
             if node.level or path == "ftnb":  # `from .core import x`, `from ftnb import core`
