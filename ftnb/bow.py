@@ -397,7 +397,8 @@ def _count_some(rows, texts, begin, end, settings):
 def _shares(texts, threads):
     "Where each thread begins, and room for its entries; both from the lengths of some 500 texts."
     step = -(-len(texts) // 500)
-    sizes = np.cumsum([0, *map(len, texts[::step])])
+    sizes = np.array([0, *map(len, texts[::step])])
+    sizes = np.cumsum(np.minimum(sizes, 10 * int(np.median(sizes)) + 1000))  # no giants
     cuts = np.searchsorted(sizes, sizes[-1] * np.arange(1, threads) / threads)
     cuts = np.unique([0, *cuts, len(sizes) - 1])
     room = np.diff(sizes[cuts]) * step * 2 // 5 + _TILE
@@ -415,10 +416,9 @@ def _joined(array, parts):
     "The parts behind one another: moved within the array if all lie in it, else in a new one."
     if any(part.base is not array for part in parts):
         return np.concatenate(parts)
-    end = 0
-    for part in parts:
-        if end:  # the first is where it belongs
-            array[end : end + len(part)] = part
+    end = len(parts[0])  # the first is where it belongs
+    for part in parts[1:]:
+        array[end : end + len(part)] = part
         end += len(part)
     array.resize(end, refcheck=False)  # gives back what was not needed
     return array

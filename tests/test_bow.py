@@ -110,6 +110,15 @@ def test_threads_and_chunks_change_nothing(monkeypatch):
         assert_equal(HashedNgrams(threads=threads).transform(texts), one)
 
 
+def test_a_first_share_without_words_and_a_giant_among_many():
+    texts = ["!!!"] * 1000 + ["a b"] * 1000
+    assert_equal(HashedNgrams(threads=2).transform(texts), HashedNgrams().transform(texts))
+    texts = ["w" * 2_000_000] + ["a b"] * 100_000  # the giant is among those whose length is asked
+    bounds, places = bow._shares(texts, 2)
+    assert bounds[0] == 0 < bounds[1] < bounds[2] == len(texts)
+    assert places[-1] < 1_000_000, "room for 200 giants would not fit into memory"
+
+
 def test_texts_longer_than_a_tile_and_more_entries_than_guessed():
     long = [" ".join(random_texts(seed, 2000)) for seed in (5, 6)]
     texts = ["", long[0], *random_texts(7, 300), long[1], "x", ""]
